@@ -1,0 +1,1 @@
+"""The `superinfer-trt` command."""

@@ -1,0 +1,158 @@
+"""One function that says whether a plan may be carried out (C7). O(what the plan names).
+
+Behind it nothing is checked again: `Ledger.apply` may not fail for a plan that passed here.
+"""
+
+from __future__ import annotations
+
+from superinfer_trt.core.errors import InvariantViolation
+from superinfer_trt.core.phase import Phase
+from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.units import RequestId
+from superinfer_trt.core.view import Candidate, View
+
+
+def check_plan(plan: Plan, view: View) -> Plan:
+    """Returns `plan`; raises InvariantViolation with the broken rule and the plan's line.
+
+    Rules: every id is live and in the phase its field asks for; nobody is moved and run in one turn;
+    sum(prefill) + len(decode) <= step_tokens; rows <= seats; device blocks taken <= device_free;
+    dirty blocks out + sync fit the host pool and the D2H allowance; blocks in fit the H2D allowance
+    (one rotation larger than the allowance may go alone, or it would never go); the admission
+    inequality holds unless the plan's policy evicts instead of rotating (host pool of 0 blocks).
+    """
+    _Check(plan, view).run()
+    return plan
+
+
+class _Check:
+    """The rules, one method each; lives for one call."""
+
+    def __init__(self, plan: Plan, view: View) -> None:
+        self._plan = plan
+        self._view = view
+
+    def run(self) -> None:
+        self._header()
+        self._phases()
+        self._apart()
+        self._batch()
+        self._device()
+        self._link_and_host()
+
+    def _require(self, condition: bool, rule: str) -> None:
+        if not condition:
+            raise InvariantViolation(f"plan breaks a rule: {rule} | {self._plan.line()}")
+
+    def _candidate(self, id: RequestId) -> Candidate:
+        candidate = self._view.live.get(id)
+        if candidate is None:
+            raise InvariantViolation(f"plan names {id}, which is not live | {self._plan.line()}")
+        return candidate
+
+    def _header(self) -> None:
+        plan, view = self._plan, self._view
+        self._require(plan.turn == view.turn and plan.now == view.now, "turn and now are the view's")
+
+    def _phases(self) -> None:
+        plan = self._plan
+        admitted = set(plan.admit)
+        wanted = (
+            (plan.admit, {Phase.WAITING}, "admit"),
+            ([r.id for r in plan.reject], {Phase.WAITING}, "reject"),
+            (plan.decode, {Phase.DECODE}, "decode"),
+            (plan.rotate_out, {Phase.DECODE}, "rotate_out"),
+            (plan.rotate_in, {Phase.ROTARY}, "rotate_in"),
+            ([s.id for s in plan.sync], {Phase.PREFILL, Phase.DECODE}, "sync"),
+            (plan.evict, {Phase.PREFILL, Phase.DECODE}, "evict"),
+            ([c.id for c in plan.prefill if c.id not in admitted], {Phase.PREFILL}, "prefill"),
+        )
+        for ids, phases, name in wanted:
+            for id in ids:
+                phase = self._candidate(id).phase
+                self._require(phase in phases, f"{name} of {id}, which is {phase.value}")
+
+    def _apart(self) -> None:
+        plan = self._plan
+        fields = (
+            [c.id for c in plan.prefill],
+            plan.decode,
+            plan.rotate_out,
+            plan.rotate_in,
+            plan.evict,
+            [r.id for r in plan.reject],
+        )
+        named: set[RequestId] = set()
+        for ids in fields:
+            for id in ids:
+                self._require(id not in named, f"{id} is named twice")
+                named.add(id)
+        gone = set(plan.rotate_out) | set(plan.evict)
+        synced = {s.id for s in plan.sync}
+        self._require(len(synced) == len(plan.sync), "one sync run a request")
+        self._require(not (synced & gone), "nobody is synced and moved in one turn")
+        self._require(len(set(plan.admit)) == len(plan.admit), "one admission a request")
+        self._require(not set(plan.admit) & {r.id for r in plan.reject}, "admitted and rejected")
+
+    def _batch(self) -> None:
+        plan, limits = self._plan, self._view.limits
+        tokens = sum(c.length for c in plan.prefill) + len(plan.decode)
+        self._require(tokens <= limits.step_tokens, f"{tokens} tokens > step_tokens {limits.step_tokens}")
+        rows = len(plan.prefill) + len(plan.decode)
+        self._require(rows <= limits.seats, f"{rows} rows > seats {limits.seats}")
+        for chunk in plan.prefill:
+            candidate = self._candidate(chunk.id)
+            self._require(chunk.start == candidate.computed_tokens, f"chunk of {chunk.id} starts off")
+            self._require(
+                0 < chunk.length <= candidate.target_tokens - chunk.start,
+                f"chunk of {chunk.id} has length {chunk.length}",
+            )
+        for id in plan.decode:
+            self._require(
+                self._candidate(id).remaining_tokens > 0, f"decode of {id}, which has no token left"
+            )
+
+    def _device(self) -> None:
+        plan, view = self._plan, self._view
+        taken = sum(self._candidate(id).total_blocks for id in (*plan.admit, *plan.rotate_in))
+        taken += sum(1 for id in plan.decode if view.decode_needs_block(self._candidate(id)))
+        self._require(taken <= view.device_free, f"{taken} device blocks > {view.device_free} free")
+        promised, largest = view.promised_blocks, view.promised_blocks_max
+        if not view.limits.host_blocks:
+            return  # nobody rotates: eviction is the escape, so overcommit is allowed
+        for id in plan.admit:
+            blocks = self._candidate(id).max_blocks
+            self._require(
+                view.admission_fits(blocks, promised, largest),
+                f"admission of {id} ({blocks} blocks) breaks the admission inequality",
+            )
+            promised, largest = promised + blocks, max(largest, blocks)
+
+    def _link_and_host(self) -> None:
+        plan, view = self._plan, self._view
+        out = [self._candidate(id) for id in plan.rotate_out]
+        dirty = [c.total_blocks - c.synced_blocks for c in out]
+        synced = sum(s.count for s in plan.sync)
+        alone = len(out) == 1 and not plan.sync
+        self._require(
+            sum(dirty) + synced <= view.link_out_blocks or alone,
+            f"{sum(dirty) + synced} blocks out > {view.link_out_blocks}",
+        )
+        room = view.host_free + view.host_backing - sum(c.host_blocks for c in out)
+        self._require(sum(dirty) <= room, f"{sum(dirty)} dirty blocks > {room} host slots")
+        self._require(
+            not synced or sum(dirty) + synced <= view.host_free, f"{synced} blocks of sync > free host slots"
+        )
+        for run in plan.sync:
+            candidate = self._candidate(run.id)
+            self._require(
+                run.count > 0
+                and run.first == candidate.synced_blocks
+                and run.first + run.count <= candidate.full_blocks,
+                f"sync of {run.id} {run.first}+{run.count} is not its next full blocks",
+            )
+        blocks_in = sum(self._candidate(id).total_blocks for id in plan.rotate_in)
+        self._require(
+            blocks_in <= view.link_in_blocks or len(plan.rotate_in) == 1,
+            f"{blocks_in} blocks in > {view.link_in_blocks}",
+        )

@@ -1,0 +1,48 @@
+"""What a client asks for, already valid. Parsed once at the door, never changed, never checked again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from superinfer_trt.core.slo import Slo
+from superinfer_trt.core.units import Nanos, RequestId
+
+
+class FinishReason(Enum):
+    """How a request ended. Every accepted request ends exactly once with one of these."""
+
+    STOP = "stop"  # a stop id was sampled, or the reader found its stop string
+    LENGTH = "length"  # max_tokens were made
+    CANCELLED = "cancelled"  # the client went away or asked for it
+    REJECTED = "rejected"  # a policy refused it (Plan.reject)
+    FAILED = "failed"  # engine or link failed; the message says which
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. `temperature == 0` is greedy (lowest id wins a tie).
+
+    The random number of the n-th output token is a function of (seed, n) alone, so a request's
+    tokens do not depend on its neighbours, on chunking or on rotation.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    seed: int = 0  # unsigned 64 bit
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: int = -1  # -1: none; 0: of the chosen token; n: and of the n most likely ones
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One valid request. `prompt` is never empty; len(prompt) + max_tokens fits model and pools."""
+
+    id: RequestId
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    slo: Slo = field(default_factory=Slo)
+    arrival: Nanos = 0
+    tenant: str = ""

@@ -1,0 +1,91 @@
+"""A plan resolved to slots: what the engines are handed. The plan says who; the step says which bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from superinfer_trt.core.request import Sampling
+from superinfer_trt.core.units import RequestId, SlotId, Ticket
+
+
+class Direction(Enum):
+    """A direction of the host link."""
+
+    D2H = "d2h"  # HBM -> DRAM
+    H2D = "h2d"  # DRAM -> HBM
+
+
+class CopyKind(Enum):
+    """Why a group of blocks crosses the link."""
+
+    OUT = "out"  # the dirty blocks of a request that leaves
+    IN = "in"  # all blocks of a request that comes back
+    SYNC = "sync"  # full blocks copied ahead of need
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """One group of block copies of one request: the unit of a ticket.
+
+    `source[i] -> target[i]`; device slots on one side, host slots on the other. `after` is the turn
+    whose batch must have ended before the source may be read or the target written (-1: none).
+    """
+
+    id: RequestId
+    kind: CopyKind
+    source: Sequence[SlotId]
+    target: Sequence[SlotId]
+    after: int = -1
+
+    @property
+    def direction(self) -> Direction:
+        return Direction.H2D if self.kind is CopyKind.IN else Direction.D2H
+
+
+@dataclass(frozen=True, slots=True)
+class CopyDone:
+    """A finished group. `ok` False: nothing may be assumed about the target."""
+
+    ticket: Ticket
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A rotation that ended: the request's phase follows from it."""
+
+    id: RequestId
+    kind: CopyKind
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One request's share of a batch: a prefill chunk or one decode token.
+
+    `tokens` are the ids at positions start .. start + len(tokens) - 1, whose KV this step writes;
+    `slots` are device slots that cover positions 0 .. start + len(tokens) - 1, in order.
+    `sample`: whether the last position yields a token, which will be output number `index`.
+    """
+
+    id: RequestId
+    start: int
+    tokens: Sequence[int]
+    slots: Sequence[SlotId]
+    sample: bool
+    index: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All rows of one step, in plan order. Rows of one request are never in one batch twice."""
+
+    turn: int
+    rows: tuple[Row, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.tokens) for row in self.rows)

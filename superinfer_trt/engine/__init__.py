@@ -1,0 +1,1 @@
+"""Model engines: what runs a batch."""

@@ -1,0 +1,1 @@
+"""Slots, blocks and the ledger that owns them in both tiers."""

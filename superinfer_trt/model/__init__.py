@@ -1,0 +1,1 @@
+"""Model files: configurations, tensors, tokenizers, chat templates and the cache they live in."""

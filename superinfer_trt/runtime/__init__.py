@@ -1,0 +1,1 @@
+"""The turn: roster, executor, doors, clock and driver."""

@@ -1,0 +1,1 @@
+"""Transfer engines: what moves blocks between HBM and DRAM."""
