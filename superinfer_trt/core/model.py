@@ -58,7 +58,8 @@ class Weights(Protocol):
 
     Names are Hugging Face's: `model.embed_tokens.weight`, `model.layers.N.self_attn.q_proj.weight`,
     `model.layers.N.mlp.gate_proj.weight`, Mixtral's `model.layers.N.block_sparse_moe.gate.weight` and
-    `....block_sparse_moe.experts.E.w1.weight` (gate), `w3` (up), `w2` (down), `model.norm.weight`, `lm_head.weight`.
+    `....block_sparse_moe.experts.E.w1.weight` (gate), `w3` (up), `w2` (down), `model.norm.weight`,
+    `lm_head.weight`.
     """
 
     @property
