@@ -18,7 +18,7 @@ def check_plan(plan: Plan, view: View) -> Plan:
     Rules: every id is live and in the phase its field asks for; nobody is moved and run in one turn;
     sum(prefill) + len(decode) <= step_tokens; rows <= seats; device blocks taken <= device_free;
     dirty blocks out + sync fit the host pool and the D2H allowance; blocks in fit the H2D allowance
-    (one rotation larger than the allowance may go alone, or it would never go); the admission
+    (one rotation larger than an allowance that is not 0 may go alone, or it would never go); the admission
     inequality holds unless the plan's policy evicts instead of rotating (host pool of 0 blocks).
     """
     _Check(plan, view).run()
@@ -133,7 +133,7 @@ class _Check:
         out = [self._candidate(id) for id in plan.rotate_out]
         dirty = [c.total_blocks - c.synced_blocks for c in out]
         synced = sum(s.count for s in plan.sync)
-        alone = len(out) == 1 and not plan.sync
+        alone = len(out) == 1 and not plan.sync and view.link_out_blocks > 0
         self._require(
             sum(dirty) + synced <= view.link_out_blocks or alone,
             f"{sum(dirty) + synced} blocks out > {view.link_out_blocks}",
@@ -153,6 +153,6 @@ class _Check:
             )
         blocks_in = sum(self._candidate(id).total_blocks for id in plan.rotate_in)
         self._require(
-            blocks_in <= view.link_in_blocks or len(plan.rotate_in) == 1,
+            blocks_in <= view.link_in_blocks or (len(plan.rotate_in) == 1 and view.link_in_blocks > 0),
             f"{blocks_in} blocks in > {view.link_in_blocks}",
         )

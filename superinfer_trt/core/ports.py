@@ -41,8 +41,36 @@ class Policy(Protocol):
     def __call__(self, view: View) -> Plan: ...
 
 
+class KvFacts(Protocol):
+    """The live record of a request as a ledger sees it: `target_tokens` is read at admission, the
+    counts are kept current for the policies to read."""
+
+    target_tokens: int
+    device_blocks: int
+    host_blocks: int
+    synced_blocks: int
+    full_blocks: int
+
+
 class Ledger(Protocol):
     """Who owns which slot in which tier. The only owner of block state."""
+
+    @property
+    def device_free(self) -> int: ...
+    @property
+    def device_leaving(self) -> int: ...
+    @property
+    def host_free(self) -> int: ...
+    @property
+    def host_backing(self) -> int: ...
+    @property
+    def in_flight(self) -> int:
+        """Copies handed out by `apply` that have not landed."""
+        ...
+
+    def open(self, id: RequestId, facts: KvFacts) -> None:
+        """A request came to live; it holds nothing yet."""
+        ...
 
     def apply(self, plan: Plan) -> Sequence[Copy]:
         """Takes and gives slots as `plan` says; returns the copies to submit. Never fails for a
@@ -129,6 +157,10 @@ class Inbox(Protocol):
 
     def cancel(self, id: RequestId, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a request early; an unknown or finished id is ignored."""
+        ...
+
+    def ended(self, count: int) -> None:
+        """`count` accepted requests have ended: as many places are free again."""
         ...
 
     def drain(self) -> tuple[Sequence[Request], Sequence[tuple[RequestId, FinishReason]]]:

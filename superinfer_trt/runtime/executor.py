@@ -1,0 +1,339 @@
+"""The turn: drain, land, view, plan, apply, submit copies || launch batch, collect, commit, emit.
+
+The only place where policy, ledger, transfers and engine meet; it owns nothing but their order. It has
+no thread, no sleep and no clock but the injected one: a driver (or a simulated world) calls `turn`.
+
+Depth 1 runs one turn after the other. Depth 2 plans turn t + 1 and starts its copies while batch t
+executes; batch t + 1 is launched as soon as t was collected, without the requests that ended with t.
+What a copy may touch before batch t has ended is told to the transfer engine (`Copy.after`, `mark`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from superinfer_trt.core.check import check_plan
+from superinfer_trt.core.errors import EngineFailed, InvariantViolation
+from superinfer_trt.core.outcome import Outcome, TokenEvent, Totals
+from superinfer_trt.core.phase import Phase
+from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.ports import Clock, Inbox, Ledger, ModelEngine, Outbox, Policy, TransferEngine
+from superinfer_trt.core.request import FinishReason
+from superinfer_trt.core.step import Batch, Copy, Direction, Row
+from superinfer_trt.core.units import MILLISECOND, Nanos
+from superinfer_trt.core.view import Limits, View
+from superinfer_trt.runtime.roster import Roster
+from superinfer_trt.runtime.sequence import Sequence
+from superinfer_trt.runtime.trace import PlanTrace
+
+STALLED_TURNS_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an executor is made of; tests, the service and the simulator fill it differently."""
+
+    clock: Clock
+    policy: Policy
+    ledger: Ledger
+    transfers: TransferEngine
+    engine: ModelEngine
+    inbox: Inbox
+    outbox: Outbox
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Counts of one moment, for statistics."""
+
+    waiting: int
+    prefill: int
+    decode: int
+    rotating_out: int
+    rotary: int
+    rotating_in: int
+    device_free: int
+    device_total: int
+    host_free: int
+    host_total: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flight:
+    """The batch in the air."""
+
+    turn: int
+    rows: list[Row]
+    launched: Nanos
+    error: str = ""
+
+
+class _Average:
+    """An exponential average of durations, in nanoseconds; `first` until something was seen."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, first: Nanos) -> None:
+        self.value = first
+
+    def add(self, sample: Nanos) -> None:
+        self.value += (sample - self.value) // 8
+
+
+class Executor:
+    """Not thread-safe: one caller of `turn`. `snapshot`, `totals` may be read from other threads."""
+
+    def __init__(self, parts: Parts, depth: int = 1, trace: PlanTrace | None = None) -> None:
+        if depth not in (1, 2):
+            raise ValueError(f"depth is {depth}; 1 and 2 are possible")
+        self.totals = Totals()
+        self._parts = parts
+        self._depth = depth
+        self._trace = trace if trace is not None else PlanTrace()
+        self._roster = Roster(parts.limits, parts.policy.order, self.totals)
+        self._turn = 0
+        self._air: _Flight | None = None
+        self._events: list[TokenEvent] = []
+        self._unsent: dict[Direction, list[Copy]] = {direction: [] for direction in Direction}
+        self._blocks_in_flight: dict[Direction, int] = dict.fromkeys(Direction, 0)
+        self._ticket_blocks: dict[int, tuple[Direction, int]] = {}
+        self._step = _Average(10 * MILLISECOND)
+        self._planning = _Average(0)
+        self._stalled = 0
+
+    # -- what others may ask ----------------------------------------------------------------------
+
+    @property
+    def trace(self) -> PlanTrace:
+        """The newest plans."""
+        return self._trace
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is live, nothing is in the air and no copy is under way."""
+        return not self._roster.live and self._air is None and not self._parts.ledger.in_flight
+
+    @property
+    def copying(self) -> bool:
+        """Whether a landing is to be expected."""
+        return self._parts.ledger.in_flight > 0
+
+    @property
+    def live(self) -> Iterable[Sequence]:
+        """The live records, for inspection."""
+        return self._roster.live.values()
+
+    def snapshot(self) -> Snapshot:
+        """Counts by phase and free slots; slightly torn when read from another thread."""
+        phases = [sequence.phase for sequence in list(self._roster.live.values())]
+        ledger, limits = self._parts.ledger, self._parts.limits
+        return Snapshot(
+            waiting=phases.count(Phase.WAITING),
+            prefill=phases.count(Phase.PREFILL),
+            decode=phases.count(Phase.DECODE),
+            rotating_out=phases.count(Phase.ROTATING_OUT),
+            rotary=phases.count(Phase.ROTARY),
+            rotating_in=phases.count(Phase.ROTATING_IN),
+            device_free=ledger.device_free,
+            device_total=limits.device_blocks,
+            host_free=ledger.host_free,
+            host_total=limits.host_blocks,
+        )
+
+    # -- the turn ----------------------------------------------------------------------------------
+
+    def turn(self) -> bool:
+        """One turn; returns whether anything was planned or collected. Raises InvariantViolation
+        (a bug) and TransferFailed (a poisoned link): then the executor is at its end, see `abandon`."""
+        try:
+            if self._depth == 1:
+                plan = self._begin()
+                self._launch(plan)
+                collected = self._finish()
+            else:
+                plan = self._begin()
+                collected = self._finish()
+                self._launch(plan)
+        finally:
+            self._emit()
+        return plan is not None or collected
+
+    def abandon(self, message: str) -> None:
+        """Ends every live request as failed; for a driver that cannot go on. Touches no engine."""
+        now = self._parts.clock.now()
+        for request in self._parts.inbox.drain()[0]:  # accepted, but not seen by any turn
+            self._roster.arrive(request)
+            self.totals.accepted += 1
+        for sequence in list(self._roster.live.values()):
+            sequence.in_air = False
+            self._events.extend(self._roster.end(sequence, FinishReason.FAILED, now, message))
+        self._emit()
+
+    def _begin(self) -> Plan | None:
+        """Drain, land, view, plan, apply, submit."""
+        parts = self._parts
+        now = parts.clock.now()
+        self._drain(now)
+        self._land(now)
+        view = self._view(now)
+        plan = check_plan(parts.policy(view), view)
+        planned = parts.clock.now()
+        self._planning.add(planned - now)
+        self.totals.plan_ns += planned - now
+        if plan.idle:
+            self._submit()
+            self._notice_stall()
+            return None
+        self._stalled = 0
+        self._turn += 1
+        self.totals.turns += 1
+        self._trace.plan(plan)
+        copies = parts.ledger.apply(plan)
+        self._roster.enter(plan, now)
+        for rejection in plan.reject:
+            sequence = self._roster.live[rejection.id]
+            self._end(sequence, FinishReason.REJECTED, now, rejection.reason)
+        self.totals.evictions += len(plan.evict)
+        for copy in copies:
+            self._unsent[copy.direction].append(copy)
+        self._submit()
+        self.totals.apply_ns += parts.clock.now() - planned
+        return plan
+
+    def _launch(self, plan: Plan | None) -> None:
+        """Starts the plan's batch, without the requests that ended meanwhile."""
+        if plan is None or not plan.runs:
+            return
+        parts = self._parts
+        rows = self._roster.rows(plan, parts.ledger)
+        if not rows:
+            parts.transfers.mark(plan.turn)
+            return
+        self.totals.batches += 1
+        self.totals.step_tokens += sum(len(row.tokens) for row in rows)
+        error = ""
+        launched = parts.clock.now()
+        try:
+            parts.engine.launch(Batch(plan.turn, tuple(rows)))
+        except EngineFailed as failure:
+            error = str(failure)
+        self._air = _Flight(plan.turn, rows, launched, error)
+
+    def _finish(self) -> bool:
+        """Collect and commit."""
+        flight, self._air = self._air, None
+        if flight is None:
+            return False
+        parts = self._parts
+        outcome: Outcome | None = None
+        error = flight.error
+        if not error:
+            try:
+                outcome = parts.engine.collect()
+            except EngineFailed as failure:
+                error = str(failure)
+        parts.transfers.mark(flight.turn)
+        now = parts.clock.now()
+        self._step.add(now - flight.launched)
+        self.totals.step_ns += now - flight.launched
+        for row in flight.rows:
+            # An evicted request's blocks are gone already; only its token counts.
+            if self._roster.live[row.id].phase is not Phase.WAITING:
+                parts.ledger.commit(row.id, row.start + len(row.tokens))
+        if outcome is None:
+            for row in flight.rows:
+                sequence = self._roster.live[row.id]
+                sequence.in_air = False
+                self._end(sequence, FinishReason.FAILED, now, error)
+            return True
+        self._told(self._roster.commit(flight.rows, outcome, now))
+        return True
+
+    # -- its verbs ---------------------------------------------------------------------------------
+
+    def _drain(self, now: Nanos) -> None:
+        requests, cancels = self._parts.inbox.drain()
+        for request in requests:
+            sequence = self._roster.arrive(request)
+            self._parts.ledger.open(request.id, sequence)
+        self.totals.accepted += len(requests)
+        for id, reason in cancels:
+            sequence_or_none = self._roster.live.get(id)
+            if sequence_or_none is not None:
+                self._end(sequence_or_none, reason, now, "")
+
+    def _land(self, now: Nanos) -> None:
+        done = self._parts.transfers.poll()
+        for item in done:
+            direction, blocks = self._ticket_blocks.pop(item.ticket)
+            self._blocks_in_flight[direction] -= blocks
+        self._told(self._roster.land(self._parts.ledger.land(done), now))
+
+    def _view(self, now: Nanos) -> View:
+        out_blocks, in_blocks = self._allowance(Direction.D2H), self._allowance(Direction.H2D)
+        return self._roster.view(self._turn, now, self._parts.ledger, out_blocks, in_blocks)
+
+    def _allowance(self, direction: Direction) -> int:
+        """Blocks that cross in one step behind compute, less those already on their way.
+
+        B_xfer `auto`: link bandwidth x (predicted step time - planning time), at least one block.
+        """
+        parts = self._parts
+        if self._unsent[direction]:
+            return 0  # the lane said busy
+        link_bytes_per_s = parts.transfers.link_bytes_per_s(direction)
+        hidden_ns = max(self._step.value - self._planning.value, MILLISECOND)
+        everything = parts.limits.device_blocks + parts.limits.host_blocks
+        step_bytes = link_bytes_per_s * hidden_ns / 1e9
+        blocks = int(min(step_bytes / parts.engine.geometry.block_bytes, everything))
+        return max(0, max(1, blocks) - self._blocks_in_flight[direction])
+
+    def _submit(self) -> None:
+        """Hands the copies over, each direction whole; what a busy lane refuses goes next turn."""
+        parts = self._parts
+        for direction, copies in self._unsent.items():
+            if not copies:
+                continue
+            tickets = parts.transfers.submit(direction, copies)
+            if tickets is None:
+                continue
+            for copy, ticket in zip(copies, tickets, strict=True):
+                blocks = len(copy.source)
+                parts.ledger.submitted(copy, ticket)
+                self._ticket_blocks[ticket] = (direction, blocks)
+                self._blocks_in_flight[direction] += blocks
+                if direction is Direction.D2H:
+                    self.totals.link_out_blocks += blocks
+                else:
+                    self.totals.link_in_blocks += blocks
+            self._unsent[direction] = []
+
+    def _end(self, sequence: Sequence, reason: FinishReason, now: Nanos, message: str) -> None:
+        self._told(self._roster.end(sequence, reason, now, message))
+
+    def _told(self, events: Iterable[TokenEvent]) -> None:
+        """Keeps events for `emit`; a request that has ended gives its slots back at once."""
+        for event in events:
+            if event.ending is not None:
+                self._parts.ledger.release(event.id)
+            self._events.append(event)
+
+    def _emit(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._parts.inbox.ended(sum(1 for event in events if event.ending is not None))
+            self._parts.outbox.emit(events)
+
+    def _notice_stall(self) -> None:
+        """A policy that plans nothing while somebody lives and nothing is under way would hang (C9)."""
+        if self._air is not None or self.copying or not self._roster.live:
+            self._stalled = 0
+            return
+        self._stalled += 1
+        if self._stalled > STALLED_TURNS_MAX:
+            raise InvariantViolation(
+                f"policy {self._parts.policy.name} planned nothing for {self._stalled} turns "
+                f"with {len(self._roster.live)} live requests"
+            )

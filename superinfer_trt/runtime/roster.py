@@ -1,0 +1,266 @@
+"""All live requests by phase: who waits, who runs, who is rotary. The only owner of phases.
+
+Knows no slot, no engine and no policy; its queues take the policy's static order. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+
+from superinfer_trt.core.errors import InvariantViolation
+from superinfer_trt.core.outcome import Ending, Outcome, TokenEvent, Totals
+from superinfer_trt.core.phase import RUNNING, Phase
+from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.ports import Ledger
+from superinfer_trt.core.request import FinishReason, Request
+from superinfer_trt.core.step import CopyKind, Landing, Row
+from superinfer_trt.core.units import Nanos, RequestId
+from superinfer_trt.core.view import Limits, Order, View
+from superinfer_trt.runtime.queue import OrderedQueue
+from superinfer_trt.runtime.sequence import Sequence
+
+COPIES_FAILED_MAX = 8
+"""Failed rotations after which a request ends as failed instead of trying for ever."""
+
+
+class Roster:
+    """Live records, their queues and the sums that a view offers in O(1)."""
+
+    def __init__(self, limits: Limits, order: Order, totals: Totals) -> None:
+        self._limits = limits
+        self._totals = totals
+        self.live: dict[RequestId, Sequence] = {}
+        self.waiting = OrderedQueue(order.waiting)
+        self.rotary = OrderedQueue(order.rotary)
+        self.running = OrderedQueue(order.running)
+        self._waiting_blocks = 0
+        self._rotary_blocks = 0
+        self._promised_blocks = 0
+        self._promised_heap: list[tuple[int, RequestId]] = []  # (-max_blocks, id), lazily cleaned
+        self._promised: set[RequestId] = set()
+        self.moving: set[RequestId] = set()  # ROTATING_OUT or ROTATING_IN
+
+    # -- what the view is made of ------------------------------------------------------------------
+
+    def view(self, turn: int, now: Nanos, ledger: Ledger, out_blocks: int, in_blocks: int) -> View:
+        """This moment, in O(1)."""
+        return View(
+            turn=turn,
+            now=now,
+            limits=self._limits,
+            waiting=self.waiting,
+            rotary=self.rotary,
+            running=self.running,
+            live=self.live,
+            device_free=ledger.device_free,
+            device_leaving=ledger.device_leaving,
+            host_free=ledger.host_free,
+            host_backing=ledger.host_backing,
+            promised_blocks=self._promised_blocks,
+            promised_blocks_max=self._largest_promise(),
+            waiting_blocks=self._waiting_blocks,
+            rotary_blocks=self._rotary_blocks,
+            link_out_blocks=out_blocks,
+            link_in_blocks=in_blocks,
+        )
+
+    def _largest_promise(self) -> int:
+        heap = self._promised_heap
+        while heap and heap[0][1] not in self._promised:
+            heapq.heappop(heap)
+        return -heap[0][0] if heap else 0
+
+    # -- classes -----------------------------------------------------------------------------------
+
+    def _place(self, sequence: Sequence) -> None:
+        """Puts a record into the class of its phase."""
+        phase = sequence.phase
+        if phase in RUNNING:
+            self.running.add(sequence)
+        elif phase is Phase.WAITING:
+            self.waiting.add(sequence)
+            self._waiting_blocks += sequence.total_blocks
+        elif phase is Phase.ROTARY:
+            self.rotary.add(sequence)
+            self._rotary_blocks += sequence.total_blocks
+        elif phase is not Phase.FINISHED:
+            self.moving.add(sequence.id)
+
+    def _lift(self, sequence: Sequence) -> None:
+        """Takes a record out of the class of its phase."""
+        phase = sequence.phase
+        if phase in RUNNING:
+            self.running.remove(sequence)
+        elif phase is Phase.WAITING:
+            self.waiting.remove(sequence)
+            self._waiting_blocks -= sequence.total_blocks
+        elif phase is Phase.ROTARY:
+            self.rotary.remove(sequence)
+            self._rotary_blocks -= sequence.total_blocks
+        else:
+            self.moving.discard(sequence.id)
+
+    def _promise(self, sequence: Sequence) -> None:
+        self._promised.add(sequence.id)
+        self._promised_blocks += sequence.max_blocks
+        heapq.heappush(self._promised_heap, (-sequence.max_blocks, sequence.id))
+
+    def _forgive(self, sequence: Sequence) -> None:
+        if sequence.id in self._promised:
+            self._promised.remove(sequence.id)
+            self._promised_blocks -= sequence.max_blocks
+
+    # -- the verbs ---------------------------------------------------------------------------------
+
+    def arrive(self, request: Request) -> Sequence:
+        """A new request waits."""
+        if request.id in self.live:
+            raise InvariantViolation(f"request id {request.id} is live already")
+        sequence = Sequence.of(request, self._limits.block_tokens)
+        self.live[request.id] = sequence
+        self._place(sequence)
+        return sequence
+
+    def enter(self, plan: Plan, now: Nanos) -> None:
+        """Phases and counts move as the plan says, as if its batch had already run."""
+        for id in plan.evict:
+            sequence = self.live[id]
+            self._lift(sequence)
+            sequence.restart()
+            self._forgive(sequence)
+            self._place(sequence)
+        for id in plan.admit:
+            sequence = self.live[id]
+            self._lift(sequence)
+            sequence.move(Phase.PREFILL)
+            sequence.enter_device(now)
+            if sequence.admitted < 0:
+                sequence.admitted = now
+            self._promise(sequence)
+            self._place(sequence)
+        for id in plan.rotate_out:
+            self._shift(self.live[id], Phase.ROTATING_OUT)
+        for id in plan.rotate_in:
+            self._shift(self.live[id], Phase.ROTATING_IN)
+        for chunk in plan.prefill:
+            self.live[chunk.id].plan_chunk(chunk.length)
+        for id in plan.decode:
+            self.live[id].plan_decode()
+
+    def _shift(self, sequence: Sequence, phase: Phase) -> None:
+        self._lift(sequence)
+        sequence.move(phase)
+        self._place(sequence)
+
+    def land(self, landings: Iterable[Landing], now: Nanos) -> Iterator[TokenEvent]:
+        """Rotations that ended; yields the endings of requests whose copies failed too often."""
+        for landing in landings:
+            sequence = self.live[landing.id]
+            outward = landing.kind is CopyKind.OUT
+            self._lift(sequence)
+            if outward == landing.ok:
+                sequence.move(Phase.ROTARY)
+                sequence.run_start = -1
+            else:
+                sequence.move(Phase.DECODE)
+                if not outward:
+                    sequence.enter_device(now)
+            self._place(sequence)
+            if landing.ok:
+                sequence.rotations += outward
+                self._totals.rotations_out += outward
+                self._totals.rotations_in += not outward
+            else:
+                sequence.copies_failed += 1
+                self._totals.copies_failed += 1
+                if sequence.copies_failed >= COPIES_FAILED_MAX:
+                    message = f"{COPIES_FAILED_MAX} rotations of this request failed on the host link"
+                    yield from self.end(sequence, FinishReason.FAILED, now, message)
+
+    def rows(self, plan: Plan, ledger: Ledger) -> list[Row]:
+        """The rows of the plan's batch, without the requests that ended since it was made."""
+        rows: list[Row] = []
+        for chunk in plan.prefill:
+            sequence = self.live.get(chunk.id)
+            if sequence is not None:
+                stop = chunk.start + chunk.length
+                rows.append(self._row(sequence, chunk.start, stop, stop == sequence.target_tokens, ledger))
+        for id in plan.decode:
+            sequence = self.live.get(id)
+            if sequence is not None:
+                stop = sequence.computed_tokens
+                rows.append(self._row(sequence, stop - 1, stop, True, ledger))
+        return rows
+
+    @staticmethod
+    def _row(sequence: Sequence, start: int, stop: int, sample: bool, ledger: Ledger) -> Row:
+        sequence.in_air = True
+        return Row(
+            id=sequence.id,
+            start=start,
+            tokens=sequence.tokens(start, stop),
+            slots=ledger.slots(sequence.id),
+            sample=sample,
+            index=len(sequence.output),
+            sampling=sequence.request.sampling,
+        )
+
+    def commit(self, rows: Iterable[Row], outcome: Outcome, now: Nanos) -> Iterator[TokenEvent]:
+        """What the batch brought: tokens to clients, and endings."""
+        for row in rows:
+            sequence = self.live[row.id]
+            sequence.in_air = False
+            sampled = outcome.sampled.get(row.id) if row.sample else None
+            if sampled is not None:
+                sequence.output.append(sampled.token)
+                sequence.last_token = now
+                if sequence.first_token < 0:
+                    sequence.first_token = now
+                self._totals.output_tokens += 1
+                reason = self._reason(sequence, sampled.token)
+                if reason is not None:
+                    ending = self._finish(sequence, reason, "")
+                    yield TokenEvent(row.id, now, row.index, sampled, ending)
+                    continue
+                yield TokenEvent(row.id, now, row.index, sampled)
+            if sequence.ending is not None:
+                yield from self.end(sequence, sequence.ending, now)
+
+    @staticmethod
+    def _reason(sequence: Sequence, token: int) -> FinishReason | None:
+        sampling = sequence.request.sampling
+        if token in sampling.stop_ids:
+            return FinishReason.STOP
+        if len(sequence.output) >= sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def end(
+        self, sequence: Sequence, reason: FinishReason, now: Nanos, message: str = ""
+    ) -> Iterator[TokenEvent]:
+        """Ends a request now, or when the batch that reads it has been collected (C3: exactly once)."""
+        if sequence.in_air:
+            if sequence.ending is None:
+                sequence.ending = reason
+            return
+        yield TokenEvent(sequence.id, now, ending=self._finish(sequence, reason, message))
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, message: str) -> Ending:
+        self._lift(sequence)
+        sequence.move(Phase.FINISHED)
+        self._forgive(sequence)
+        del self.live[sequence.id]
+        self._totals.finished[reason] = self._totals.finished.get(reason, 0) + 1
+        return Ending(
+            reason=reason,
+            message=message,
+            prompt_tokens=len(sequence.request.prompt),
+            output_tokens=len(sequence.output),
+            rotations=sequence.rotations,
+            evictions=sequence.evictions,
+            arrival=sequence.arrival,
+            admitted=sequence.admitted,
+            first_token=sequence.first_token,
+            last_token=sequence.last_token if sequence.first_token >= 0 else -1,
+        )
