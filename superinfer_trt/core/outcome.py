@@ -43,7 +43,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One thing a client is told: token number `index` (0,1,2,... without gap), an ending, or both."""
+    """One thing a client is told: token number `index` (0,1,2,... without gap: C4), an ending, or both."""
 
     id: RequestId
     now: Nanos

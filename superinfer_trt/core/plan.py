@@ -72,7 +72,7 @@ class Plan:
         return bool(self.prefill or self.decode)
 
     def line(self) -> str:
-        """One line of text; `parse_line` reads it back."""
+        """One line of text; `parse_line` reads it back. Equal lines are what a seed promises (C11)."""
         fields = (
             ("admit", _ids(self.admit)),
             ("prefill", ",".join(f"{c.id}:{c.start}+{c.length}" for c in self.prefill)),

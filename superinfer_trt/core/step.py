@@ -30,7 +30,8 @@ class Copy:
     """One group of block copies of one request: the unit of a ticket.
 
     `source[i] -> target[i]`; device slots on one side, host slots on the other. `after` is the turn
-    whose batch must have ended before the source may be read or the target written (-1: none).
+    whose batch must have ended before the source may be read or the target written (-1: none): with
+    L2 this is all the order that copies and compute need (C6).
     """
 
     id: RequestId
