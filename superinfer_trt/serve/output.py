@@ -1,0 +1,125 @@
+"""The way out of one request: token events -> messages of the wire, text and stop strings included.
+
+Knows no stream, server or clock. Not thread-safe: one per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from superinfer_trt.core.model import Tokenizer
+from superinfer_trt.core.outcome import Ending, Sampled, TokenEvent
+from superinfer_trt.core.request import FinishReason
+from superinfer_trt.core.units import MILLISECOND, Nanos
+from superinfer_trt.serve.mapping import Accepted
+from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.serve.text import StopMatcher
+
+_REASON = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.REJECTED: pb.FINISH_REASON_REJECTED,
+    FinishReason.FAILED: pb.FINISH_REASON_FAILED,
+}
+
+
+class Output:
+    """Turns a request's events into deltas and one ending.
+
+    Ids leave at once; text leaves when it is certain that it is no part of a stop string. Tokens
+    behind a matched stop string, made before the executor heard of it, are dropped.
+    """
+
+    def __init__(self, accepted: Accepted, tokenizer: Tokenizer | None) -> None:
+        self._name = accepted.name
+        self._stop_ids = accepted.request.sampling.stop_ids
+        self._wants_logprobs = accepted.request.sampling.logprobs >= 0
+        self._text = tokenizer.stream() if tokenizer is not None else None
+        self._matcher = StopMatcher(accepted.stop)
+        self._sent = 0
+        self._last_token = -1
+        self.ending: FinishReason | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has been found: the executor need not go on."""
+        return self._matcher.matched is not None
+
+    def feed(self, events: Sequence[TokenEvent]) -> pb.GenerateResponse | None:
+        """One message with all that `events` bring, or None when that is nothing yet."""
+        first = self._sent
+        ids: list[int] = []
+        texts: list[str] = []
+        logprobs: list[pb.TokenLogprobs] = []
+        ended: TokenEvent | None = None
+        for event in events:
+            if event.sampled is not None and not self.stopped:
+                self._push(event.sampled, ids, texts, logprobs)
+            if event.ending is not None:
+                ended = event
+        if ended is not None and not self.stopped:
+            texts.append(self._rest())
+        text = "".join(texts)
+        if not ids and not text and ended is None:
+            return None
+        response = pb.GenerateResponse()
+        if ids or text:
+            delta = response.delta
+            delta.first_index = first
+            delta.token_ids.extend(ids)
+            if text:
+                delta.text = text
+            if logprobs:
+                delta.logprobs.extend(logprobs)
+        if ended is not None and ended.ending is not None:
+            self._end(response.ending, ended.ending, ended.now)
+        return response
+
+    def _push(
+        self, sampled: Sampled, ids: list[int], texts: list[str], logprobs: list[pb.TokenLogprobs]
+    ) -> None:
+        token = sampled.token
+        ids.append(token)
+        self._sent += 1
+        self._last_token = token
+        if self._wants_logprobs:
+            top = [pb.TopLogprob(token_id=id, logprob=value) for id, value in sampled.top]
+            logprobs.append(pb.TokenLogprobs(logprob=sampled.logprob, top=top))
+        if self._text is not None and token not in self._stop_ids:
+            piece = self._text.push(token)
+            if piece:
+                texts.append(self._matcher.push(piece))
+
+    def _rest(self) -> str:
+        """Text that waited for more, now that no more comes; a stop string may end in it."""
+        rest = self._matcher.push(self._text.finish()) if self._text is not None else ""
+        return rest if self.stopped else rest + self._matcher.finish()
+
+    def _end(self, message: pb.Ending, ending: Ending, now: Nanos) -> None:
+        matched = self._matcher.matched
+        self.ending = FinishReason.STOP if matched is not None else ending.reason
+        message.request_id = self._name
+        message.finish_reason = _REASON[self.ending]
+        message.message = ending.message
+        message.usage.prompt_tokens = ending.prompt_tokens
+        message.usage.output_tokens = self._sent
+        message.rotations = ending.rotations
+        message.evictions = ending.evictions
+        if matched is not None:
+            message.matched_string = matched
+        elif self.ending is FinishReason.STOP and self._last_token in self._stop_ids:
+            message.matched_token_id = self._last_token
+        write_timings(message.timings, ending, now)
+
+
+def write_timings(message: pb.Timings, ending: Ending, now: Nanos) -> None:
+    """Durations of a request that ended at `now`; what never happened stays unset."""
+    if ending.admitted >= 0:
+        message.queue_ms = (ending.admitted - ending.arrival) / MILLISECOND
+    if ending.first_token >= 0:
+        message.ttft_ms = (ending.first_token - ending.arrival) / MILLISECOND
+        if ending.output_tokens > 1:
+            gaps = ending.output_tokens - 1
+            message.tbt_mean_ms = (ending.last_token - ending.first_token) / gaps / MILLISECOND
+    message.total_ms = (now - ending.arrival) / MILLISECOND

@@ -1,0 +1,238 @@
+"""The server around the servicer: port, limits, health, reflection, draining, signals.
+
+Knows no configuration file and no engine; the composition root hands it a Service. Lives on one
+event loop; `run` is the whole life of a server process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.core.slo import Slo
+from superinfer_trt.serve.mapping import Bounds
+from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.serve.pb.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from superinfer_trt.serve.service import Service
+from superinfer_trt.serve.servicer import Servicer
+from superinfer_trt.serve.streams import StreamOutbox
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
+WATCH_PERIOD_S = 0.25
+CUT_GRACE_S = 5.0  # for the executor to end what was cut off
+SPARE_CALLS = 256  # beyond the live requests: stats, health, aborts, and those about to be refused
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to listen, and how much to take at once.
+
+    `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
+    `reader_timeout_s`: a call whose reader takes nothing for so long is ended.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    requests_max: int = 4096
+    message_bytes_max: int = 4 << 20
+    drain_timeout_s: float = 30.0
+    reader_timeout_s: float = 120.0
+    reflection: bool = True
+    default_max_tokens: int = 128
+    default_slo: Slo = field(default_factory=Slo)
+    seed: int = 0
+
+
+class Server:
+    """One listening service. `start`, then `drain` or `stop`."""
+
+    def __init__(self, service: Service, outbox: StreamOutbox, options: ServerOptions) -> None:
+        self._service = service
+        self._outbox = outbox
+        self._options = options
+        self.servicer = Servicer(service, outbox, bounds_of(service, options), options.requests_max)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
+        self._server = grpc.aio.server(
+            options=_channel_options(options),
+            maximum_concurrent_rpcs=options.requests_max + SPARE_CALLS,
+        )
+        self._watch: asyncio.Task[None] | None = None
+        self._stopped = False
+        self.port = 0
+
+    @property
+    def target(self) -> str:
+        """`host:port` that a client can use."""
+        host = self._options.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listens and answers. Raises ConfigError when the port is taken."""
+        add_ExecutorServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._options.reflection:
+            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        self.port = self._bind()
+        await self._server.start()
+        await self._set_health(serving=True)
+        self._watch = asyncio.create_task(self._watch_driver())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests, lets live ones finish for `timeout_s`, cuts the rest, stops.
+
+        Returns whether all live requests finished by themselves.
+        """
+        self.servicer.drain()
+        await self._set_health(serving=False)
+        finished = await self._idle_within(timeout_s)
+        await self.stop()
+        return finished
+
+    async def stop(self) -> None:
+        """Ends all calls with their endings, then the listener. Idempotent; leaves the service open."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.servicer.drain()
+        await self._set_health(serving=False)
+        if self.servicer.live:
+            self.servicer.cut()
+            if not await self._idle_within(CUT_GRACE_S):
+                self._outbox.abandon("the server went away")
+        self.servicer.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await self._server.stop(grace=1.0)
+
+    def _bind(self) -> int:
+        host, port = self._options.host, self._options.port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ConfigError(
+                f"service.port: cannot listen on {address}; the port is in use or the address is not "
+                "this machine's (0 takes any free port)"
+            )
+        return bound
+
+    async def _idle_within(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self.servicer.wait_idle(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def _set_health(self, *, serving: bool) -> None:
+        kind = health_pb2.HealthCheckResponse
+        status = kind.SERVING if serving else kind.NOT_SERVING
+        for name in (health.OVERALL_HEALTH, SERVICE_NAME):
+            await self._health.set(name, status)
+
+    async def _watch_driver(self) -> None:
+        """Tells readers and health when the driver's thread has died; ends stalled readers."""
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            self.servicer.end_stalled(self._options.reader_timeout_s)
+            if not self._service.driver.alive:
+                await self._set_health(serving=False)
+                self._outbox.abandon("the engine loop has ended")
+
+
+def bounds_of(service: Service, options: ServerOptions) -> Bounds:
+    """The limits of a request at this service."""
+    limits = service.limits
+    return Bounds(
+        vocabulary=service.vocabulary,
+        context_tokens_max=service.context_tokens_max,
+        pool_tokens_max=limits.device_blocks * limits.block_tokens,
+        default_max_tokens=options.default_max_tokens,
+        default_slo=options.default_slo,
+        model_stop_ids=service.model.stop_ids if service.model is not None else frozenset(),
+        seed=options.seed,
+    )
+
+
+async def run(
+    make_service: Callable[[StreamOutbox], Service],
+    options: ServerOptions,
+    on_ready: Callable[[Server, Service], None],
+    on_drain: Callable[[int], None] = lambda _: None,
+) -> bool:
+    """Serves until SIGTERM or SIGINT, then drains (a second signal cuts). Returns whether all went well.
+
+    `on_ready` is told once the port is open; `on_drain` how many requests are live when draining
+    starts. Raises ConfigError (port in use) and whatever `make_service` raises.
+    """
+    loop = asyncio.get_running_loop()
+    outbox = StreamOutbox(loop)
+    service = make_service(outbox)
+    server = Server(service, outbox, options)
+    try:
+        await server.start()
+        signals = _Signals(loop)
+        on_ready(server, service)
+        died = await _signal_or_death(signals, service)
+        on_drain(server.servicer.live)
+        drain = asyncio.create_task(server.drain(0.0 if died else options.drain_timeout_s))
+        again = asyncio.create_task(signals.second.wait())
+        await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        if not drain.done():
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+            return False
+        return drain.result() and not died
+    finally:
+        await server.stop()
+        await asyncio.to_thread(service.close)
+
+
+class _Signals:
+    """The first SIGTERM or SIGINT, and the second."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._arrived)
+
+    def _arrived(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+async def _signal_or_death(signals: _Signals, service: Service) -> bool:
+    """Returns whether the driver died before a signal came."""
+    while service.driver.alive:
+        try:
+            await asyncio.wait_for(signals.first.wait(), WATCH_PERIOD_S)
+        except asyncio.TimeoutError:
+            continue
+        return False
+    return True
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # or a second server would silently share the port
+        ("grpc.max_receive_message_length", options.message_bytes_max),
+        ("grpc.max_send_message_length", -1),
+        # a client that vanished without a word is found by pings
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ]
