@@ -1,0 +1,260 @@
+"""The configuration of a service: five frozen sections, read from YAML and flags, checked once.
+
+Knows no engine, policy or server: names of policies and their parameters are checked where they are
+built. Every refusal is a ConfigError that names field, limit and allowed values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from superinfer_trt.core.errors import ConfigError
+
+CONFIG_BYTES_MAX = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelSection(_Section):
+    """What is served."""
+
+    name: str = Field(
+        "smollm2",
+        min_length=1,
+        max_length=4096,
+        description="a known model (`superinfer-trt model get`), a .gguf file, a Hugging Face folder, or a "
+        "hub id; not used by the engines sim and pattern",
+    )
+    cache_dir: Path | None = Field(None, description="folder of fetched models; none: the user's cache")
+
+
+class EngineSection(_Section):
+    """What runs a batch."""
+
+    name: Literal["native", "sim", "pattern"] = Field(
+        "native",
+        description="native: the embedded CPU engine; sim: modelled step times, no model; pattern: writes "
+        "and verifies KV patterns, no model",
+    )
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and KV (native)")
+    kernels: str = Field(
+        "auto",
+        pattern=r"^[a-z0-9_]{1,32}$",
+        description="kernel set (native); auto: the best this CPU has",
+    )
+    threads: int = Field(0, ge=0, le=1024, description="compute threads (native); 0: one for each core")
+    vocabulary: int = Field(32_000, ge=2, le=1 << 24, description="of the engines sim and pattern")
+    context_tokens_max: int = Field(
+        8192, ge=2, le=1 << 24, description="prompt and output together, of the engines sim and pattern"
+    )
+    step_cost: dict[str, float] = Field(
+        default_factory=dict,
+        description="terms of the modelled step time (sim), by the names the engine knows",
+    )
+    seed: int = Field(
+        0, ge=0, lt=1 << 64, description="where the seeds of requests come from that bring none"
+    )
+
+
+class PoolsSection(_Section):
+    """The KV pools of the two tiers and the link between them."""
+
+    hbm_blocks: int = Field(1024, ge=1, le=1 << 31, description="blocks of the HBM pool")
+    dram_blocks: int = Field(
+        4096, ge=0, le=1 << 31, description="blocks of the DRAM pool; 0: nothing can rotate"
+    )
+    block_tokens: int = Field(16, ge=1, le=1024, description="tokens of one block")
+    d2h_bytes_per_s: float = Field(
+        2e9, ge=0, le=1e13, description="rate of the link HBM -> DRAM; 0: as fast as it goes"
+    )
+    h2d_bytes_per_s: float = Field(
+        2e9, ge=0, le=1e13, description="rate of the link DRAM -> HBM; 0: as fast as it goes"
+    )
+
+
+class SchedulingSection(_Section):
+    """Who runs when."""
+
+    policy: str = Field(
+        "rotasched", pattern=r"^[a-z0-9_-]{1,64}$", description="name of the scheduling policy"
+    )
+    parameters: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="of the policy, by the names it knows"
+    )
+    depth: Literal[1, 2] = Field(2, description="turns in the air: 2 plans and copies while a batch runs")
+    step_tokens: int = Field(512, ge=1, le=1 << 20, description="tokens of one batch, at most")
+    seats: int = Field(64, ge=1, le=1 << 16, description="requests of one batch, at most")
+    ttft_slo_ms: float = Field(
+        5000.0, gt=0, le=86_400_000, description="time to first token, for requests that give none"
+    )
+    tbt_slo_ms: float = Field(
+        100.0, gt=0, le=86_400_000, description="time between tokens, for requests that give none"
+    )
+    trace_file: Path | None = Field(None, description="writes every plan to this file, one line a turn")
+
+
+class ServiceSection(_Section):
+    """How clients reach it."""
+
+    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="address to listen on")
+    port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0: any free one")
+    requests_max: int = Field(
+        4096, ge=1, le=1_000_000, description="live requests; the next is refused with RESOURCE_EXHAUSTED"
+    )
+    max_tokens_default: int = Field(
+        128, ge=1, le=1 << 24, description="output tokens of a request that gives no max_tokens"
+    )
+    message_bytes_max: int = Field(4 << 20, ge=1024, le=1 << 30, description="of one message from a client")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, le=86_400, description="for live requests to finish after SIGTERM"
+    )
+    reader_timeout_s: float = Field(
+        120.0, ge=1, le=86_400, description="a call whose reader takes nothing for so long is ended"
+    )
+    reflection: bool | None = Field(None, description="gRPC reflection; none: on a loopback address only")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+    @property
+    def reflects(self) -> bool:
+        """Whether reflection is on."""
+        return self.loopback if self.reflection is None else self.reflection
+
+
+class Config(_Section):
+    """Everything a service is started from."""
+
+    model: ModelSection = ModelSection()
+    engine: EngineSection = EngineSection()
+    pools: PoolsSection = PoolsSection()
+    scheduling: SchedulingSection = SchedulingSection()
+    service: ServiceSection = ServiceSection()
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        if self.scheduling.step_tokens < self.scheduling.seats:
+            raise ValueError(
+                f"scheduling.step_tokens: {self.scheduling.step_tokens} is less than scheduling.seats "
+                f"({self.scheduling.seats}); each running request makes one token a step"
+            )
+        return self
+
+
+def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a YAML file, overridden by flags ("pools.hbm_blocks": 64).
+
+    Either may be absent. A flag that is None counts as not given. Raises ConfigError.
+    """
+    tree = _read(path) if path is not None else {}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, name, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """As YAML that `load` reads back to an equal configuration."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def describe() -> Iterator[tuple[str, str, str, str]]:
+    """(field, default, limits, description) of every field, for people."""
+    for section, info in Config.model_fields.items():
+        for name, one in _kind(info).model_fields.items():
+            yield f"{section}.{name}", _default(one), _limits(one), one.description or ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > CONFIG_BYTES_MAX:
+            raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections ({', '.join(Config.model_fields)})")
+    return tree
+
+
+def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    """Sets a dotted name; sections in between are made."""
+    *parents, last = name.split(".")
+    at = tree
+    for parent in parents:
+        below = at.get(parent)
+        if below is None:
+            below = at[parent] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{name}: {parent} is not a section")
+        at = below
+    at[last] = value
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One line for one finding of pydantic: field, what was found, what is allowed."""
+    location = [str(part) for part in detail["loc"]]
+    name = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: unknown field; known here: {', '.join(_siblings(location))}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    found = detail.get("input")
+    shown = f", not {found!r}" if found is None or isinstance(found, (str, int, float, bool)) else ""
+    return f"{name}: {message[:1].lower()}{message[1:]}{shown[:120]}"
+
+
+def _siblings(location: list[str]) -> list[str]:
+    if len(location) > 1 and location[0] in Config.model_fields:
+        return sorted(_kind(Config.model_fields[location[0]]).model_fields)
+    return sorted(Config.model_fields)
+
+
+def _kind(section: FieldInfo) -> type[_Section]:
+    kind = section.annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, _Section)
+    return kind
+
+
+def _default(info: FieldInfo) -> str:
+    value = info.get_default(call_default_factory=True, validated_data={})
+    return "none" if value is None else str(value)
+
+
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
+
+
+def _limits(info: FieldInfo) -> str:
+    literal = getattr(info.annotation, "__args__", ())
+    if getattr(info.annotation, "__origin__", None) is Literal:
+        return " | ".join(str(value) for value in literal)
+    found = []
+    for mark in info.metadata:
+        for name, sign in _SIGNS.items():
+            limit = getattr(mark, name, None)
+            if limit is not None:
+                found.append(f"{sign} {limit}")
+    return ", ".join(found)
