@@ -222,9 +222,9 @@ class Budget:
         return blocks + (candidate.computed_tokens >= blocks * self.view.limits.block_tokens)
 
     def resumption_open(self, candidate: Candidate) -> bool:
-        """Whether seat and H2D allowance let it come back now. One larger than the whole allowance
-        may come alone."""
-        fits = candidate.total_blocks <= self.link_in or not self._rotate_in
+        """Whether seat and H2D allowance let it come back now. One larger than an allowance that is
+        not 0 may come alone."""
+        fits = candidate.total_blocks <= self.link_in or (self.link_in > 0 and not self._rotate_in)
         return fits and self.seats > 0
 
     def resume(self, candidate: Candidate) -> None:
@@ -242,8 +242,7 @@ class Budget:
 
         Longest stay first, or `newest` first. Only those that made `stint_tokens` in this stay; at
         least `keep` of the decoding ones stay. One whose dirty blocks exceed the D2H allowance or the
-        host room is passed over; but when none fits the allowance, one goes alone, if nothing is on
-        its way out already.
+        host room is passed over; but when none fits an allowance that is not 0, one goes alone.
         """
         staying = len(self._residents) - len(self._gone)
         oversize: Candidate | None = None
@@ -261,7 +260,7 @@ class Budget:
                 continue
             wanted -= self._leave(candidate, dirty)
             staying -= 1
-        if wanted > 0 and oversize and not self._rotate_out and not self.view.device_leaving:
+        if wanted > 0 and oversize and not self._rotate_out and self.link_out > 0:
             dirty = oversize.total_blocks - oversize.synced_blocks
             wanted -= self._leave(oversize, dirty)
             self.link_out = SPENT
@@ -277,11 +276,9 @@ class Budget:
     def evict_newest(self, wanted: int) -> int:
         """Drops the newest running requests, in prefill or decoding, until `wanted` blocks are
         covered or one is left; returns what is uncovered."""
-        running = self.view.running
-        for index in range(len(running) - 1, -1, -1):
+        for candidate in reversed(list(self.view.running)):  # a queue is cheap from its head only
             if wanted <= 0 or self.runners <= 1:
                 break
-            candidate = running[index]
             if candidate.phase is Phase.DECODE and candidate.remaining_tokens <= 0:
                 continue
             self._evict.append(candidate.id)

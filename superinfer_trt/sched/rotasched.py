@@ -12,11 +12,12 @@ fit the free slots go now; for the others victims leave now, and the slots on th
 theirs, so that nobody leaves twice for one. From the first that must wait for slots on, nobody of less
 lag takes the free ones, or small requests would starve a large one.
 
-Mechanics beyond the paper, each found by trying: a stay in HBM lasts at least one token before a
-proactive rotation (or two requests could swap places for ever); admission and resumption are two
-gates, and a closed one never blocks the other; a decode that finds no block rotates somebody out
-whatever their stay, but never the last; a request in prefill never leaves; the most urgent one may
-exceed B_xfer alone, or it would never come. Eager rotation copies full blocks ahead of need.
+A pure function (C10). Mechanics beyond the paper, so that everything ends (C9), each found by trying:
+a stay in HBM lasts at least one token before a proactive rotation (or two requests could swap places
+for ever); admission and resumption are two gates, and a closed one never blocks the other; a decode
+that finds no block rotates somebody out whatever their stay, but never the last; a request in prefill
+never leaves; the most urgent one may exceed B_xfer alone, or it would never come. Eager rotation copies
+full blocks ahead of need.
 
 Cost: O(running + moved), however long the backlog. Knows no slot and no clock. Stateless, any thread.
 """
