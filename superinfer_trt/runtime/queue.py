@@ -6,7 +6,7 @@ leaves a hole, and holes are swept when they are the larger half). Not thread-sa
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceABC
 from itertools import islice
@@ -60,11 +60,19 @@ class OrderedQueue(SequenceABC[Candidate]):
         """Takes a record in at its place."""
         key = self._key(member)
         self._keys[member.id] = key
-        entry: _Entry = (key, member.id, member)
-        if not self._entries or (self._entries[-1][0], self._entries[-1][1]) < (key, member.id):
-            self._entries.append(entry)
+        entry: _Entry = (key, int(member.id), member)
+        entries = self._entries
+        if not entries or _place(entries[-1]) < _place(entry):
+            entries.append(entry)
             return
-        insort(self._entries, entry, lo=self._head, key=_place)
+        index = bisect_left(entries, _place(entry), lo=self._head, key=_place)
+        if index < len(entries) and _place(entries[index]) == _place(entry):
+            entries[index] = entry  # back into its own hole
+        elif index == self._head > 0:
+            self._head -= 1
+            entries[self._head] = entry
+        else:
+            entries.insert(index, entry)
 
     def remove(self, member: Sequence) -> None:
         """Takes a record out; a hole stays behind."""
