@@ -1,0 +1,213 @@
+// The Python face of DuplexKV: arrays in, tickets out. Thin: every rule lives behind the C header.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+#include "duplexkv/duplexkv.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Pool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Longs = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using TicketsOut = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutcomesOut = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using PoolArray = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>, nb::c_contig>;
+
+// A lane or an engine that can copy no more; becomes the Python exception LinkError.
+struct LinkError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void require(dkv_status status) {
+  if (status == DKV_OK) return;
+  switch (status) {
+    case DKV_INVALID:
+    case DKV_OUT_OF_RANGE:
+    case DKV_OVERLAP:
+    case DKV_TOO_LARGE:
+      throw nb::value_error(dkv_last_error());
+    case DKV_NO_MEMORY:
+      PyErr_SetString(PyExc_MemoryError, dkv_last_error());
+      throw nb::python_error();
+    default:
+      throw LinkError(dkv_last_error());
+  }
+}
+
+class Engine {
+ public:
+  Engine(Pool device, Pool host, double d2h_bytes_per_s, double h2d_bytes_per_s,
+         std::uint32_t queue_groups_max, std::uint64_t queue_bytes_max,
+         std::uint64_t slice_bytes_max)
+      : device_(std::move(device)), host_(std::move(host)) {
+    if (device_.shape(1) != host_.shape(1)) {
+      throw nb::value_error("pools: device and host differ in block_bytes (second dimension)");
+    }
+    dkv_config config{};
+    config.struct_size = sizeof(config);
+    config.backend = DKV_BACKEND_HOST;
+    config.device_base = device_.data();
+    config.device_blocks = device_.shape(0);
+    config.host_base = host_.data();
+    config.host_blocks = host_.shape(0);
+    config.block_bytes = device_.shape(1);
+    config.d2h_bytes_per_s = d2h_bytes_per_s;
+    config.h2d_bytes_per_s = h2d_bytes_per_s;
+    config.queue_groups_max = queue_groups_max;
+    config.queue_bytes_max = queue_bytes_max;
+    config.slice_bytes_max = slice_bytes_max;
+    require(dkv_engine_create(&config, &engine_));
+  }
+  // The lanes have stopped before the pools may go.
+  ~Engine() { dkv_engine_destroy(engine_); }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  std::optional<std::int64_t> submit(std::uint32_t direction, const Ids& source, const Ids& target,
+                                     const Longs& offsets, const Longs& after) {
+    if (source.shape(0) != target.shape(0)) {
+      throw nb::value_error("submit: source and target differ in length");
+    }
+    if (offsets.shape(0) != after.shape(0) + 1) {
+      throw nb::value_error("submit: offsets must be one longer than after");
+    }
+    const dkv_submission submission{.struct_size = sizeof(dkv_submission),
+                                    .direction = direction,
+                                    .source = source.data(),
+                                    .target = target.data(),
+                                    .id_count = source.shape(0),
+                                    .offsets = offsets.data(),
+                                    .after = after.data(),
+                                    .group_count = after.shape(0)};
+    std::int64_t first_ticket = 0;
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_submit(engine_, &submission, &first_ticket);
+    }
+    if (status == DKV_BUSY) return std::nullopt;
+    require(status);
+    return first_ticket;
+  }
+
+  void mark(std::int64_t turn) {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_mark(engine_, turn);
+    }
+    require(status);
+  }
+
+  std::uint64_t poll(const TicketsOut& tickets, const OutcomesOut& outcomes) {
+    if (tickets.shape(0) != outcomes.shape(0)) {
+      throw nb::value_error("poll: tickets and outcomes differ in length");
+    }
+    std::uint64_t count = 0;
+    require(dkv_poll(engine_, tickets.data(), outcomes.data(), tickets.shape(0), &count));
+    return count;
+  }
+
+  bool wait(double timeout_s) {
+    if (!(timeout_s >= 0)) throw nb::value_error("wait: timeout_s must be >= 0");
+    constexpr double kLongestSeconds = 9e9;  // what int64 nanoseconds hold
+    int landed = 0;
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_wait(
+          engine_, static_cast<std::int64_t>(std::fmin(timeout_s, kLongestSeconds) * 1e9), &landed);
+    }
+    require(status);
+    return landed != 0;
+  }
+
+  void poison(std::uint32_t direction) { require(dkv_poison(engine_, direction)); }
+
+  nb::dict stats(std::uint32_t direction) const {
+    dkv_stats stats{};
+    stats.struct_size = sizeof(stats);
+    require(dkv_get_stats(engine_, direction, &stats));
+    nb::dict out;
+    out["poisoned"] = stats.poisoned;
+    out["bytes"] = stats.bytes;
+    out["slices"] = stats.slices;
+    out["descriptors"] = stats.descriptors;
+    out["groups_done"] = stats.groups_done;
+    out["groups_failed"] = stats.groups_failed;
+    out["groups_cancelled"] = stats.groups_cancelled;
+    out["busy_ns"] = stats.busy_ns;
+    out["queued_groups"] = stats.queued_groups;
+    out["unpolled_groups"] = stats.unpolled_groups;
+    out["unpolled_bytes"] = stats.unpolled_bytes;
+    return out;
+  }
+
+  void close() {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_close(engine_);
+    }
+    require(status);
+  }
+
+ private:
+  Pool device_;
+  Pool host_;
+  dkv_engine* engine_ = nullptr;
+};
+
+PoolArray allocate(std::uint64_t blocks, std::uint64_t block_bytes) {
+  dkv_arena* arena = nullptr;
+  require(dkv_arena_create(blocks, block_bytes, &arena));
+  const nb::capsule owner(
+      arena, [](void* held) noexcept { dkv_arena_destroy(static_cast<dkv_arena*>(held)); });
+  return PoolArray(dkv_arena_base(arena), {blocks, block_bytes}, owner);
+}
+
+double measure_copy() {
+  double bytes_per_s = 0;
+  dkv_status status = DKV_OK;
+  {
+    const nb::gil_scoped_release unlocked;
+    status = dkv_measure_copy(&bytes_per_s);
+  }
+  require(status);
+  return bytes_per_s;
+}
+
+}  // namespace
+
+NB_MODULE(_duplexkv, module) {
+  module.attr("D2H") = static_cast<int>(DKV_D2H);
+  module.attr("H2D") = static_cast<int>(DKV_H2D);
+  module.attr("DONE") = static_cast<int>(DKV_DONE);
+  module.attr("FAILED") = static_cast<int>(DKV_FAILED);
+  module.attr("CANCELLED") = static_cast<int>(DKV_CANCELLED);
+  nb::exception<LinkError>(module, "LinkError", PyExc_RuntimeError);
+  module.def("version", &dkv_version);
+  module.def("allocate", &allocate, nb::arg("blocks"), nb::arg("block_bytes"));
+  module.def("measure_copy", &measure_copy);
+  nb::class_<Engine>(module, "Engine")
+      .def(nb::init<Pool, Pool, double, double, std::uint32_t, std::uint64_t, std::uint64_t>(),
+           nb::arg("device").noconvert(), nb::arg("host").noconvert(), nb::kw_only(),
+           nb::arg("d2h_bytes_per_s"), nb::arg("h2d_bytes_per_s"), nb::arg("queue_groups_max"),
+           nb::arg("queue_bytes_max"), nb::arg("slice_bytes_max"))
+      .def("submit", &Engine::submit, nb::arg("direction"), nb::arg("source").noconvert(),
+           nb::arg("target").noconvert(), nb::arg("offsets").noconvert(),
+           nb::arg("after").noconvert())
+      .def("mark", &Engine::mark, nb::arg("turn"))
+      .def("poll", &Engine::poll, nb::arg("tickets").noconvert(), nb::arg("outcomes").noconvert())
+      .def("wait", &Engine::wait, nb::arg("timeout_s"))
+      .def("poison", &Engine::poison, nb::arg("direction"))
+      .def("stats", &Engine::stats, nb::arg("direction"))
+      .def("close", &Engine::close);
+}

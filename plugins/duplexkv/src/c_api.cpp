@@ -1,0 +1,278 @@
+// The C face: argument checks, and exceptions turned into status values.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+
+#include "arena.hpp"
+#include "copy.hpp"
+#include "engine.hpp"
+#include "error.hpp"
+
+struct dkv_arena {
+  std::unique_ptr<duplexkv::Arena> arena;
+};
+
+struct dkv_engine {
+  std::unique_ptr<duplexkv::Engine> engine;
+};
+
+namespace {
+
+using duplexkv::fail;
+using duplexkv::Status;
+
+template <typename Body>
+dkv_status guarded(Body body) noexcept {
+  try {
+    return static_cast<dkv_status>(body());
+  } catch (const std::bad_alloc&) {
+    return static_cast<dkv_status>(fail(Status::NoMemory, "out of memory"));
+  } catch (const std::exception& error) {
+    return static_cast<dkv_status>(fail(Status::Internal, "%s", error.what()));
+  }
+}
+
+// Takes over a caller's struct of the caller's size. The rest of a shorter one is 0; what a longer
+// one adds must be 0, or it would ask for something this library does not know.
+template <typename Struct>
+Status import_struct(const char* name, const Struct* given, std::size_t size_min, Struct* out) {
+  if (given == nullptr) return fail(Status::Invalid, "%s: NULL", name);
+  const std::size_t size = given->struct_size;
+  if (size < size_min) {
+    return fail(Status::Invalid, "%s: struct_size %zu < %zu", name, size, size_min);
+  }
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  if (size > sizeof(Struct) &&
+      std::any_of(bytes + sizeof(Struct), bytes + size, [](unsigned char b) { return b != 0; })) {
+    return fail(Status::Unsupported, "%s: struct_size %zu with fields that version %d.%d has not",
+                name, size, DKV_VERSION_MAJOR, DKV_VERSION_MINOR);
+  }
+  std::memset(out, 0, sizeof(Struct));
+  std::memcpy(out, given, std::min(size, sizeof(Struct)));
+  return Status::Ok;
+}
+
+Status check_engine(const dkv_engine* engine) {
+  return engine == nullptr ? fail(Status::Invalid, "engine: NULL") : Status::Ok;
+}
+
+Status check_direction(std::uint32_t direction) {
+  return direction > DKV_H2D ? fail(Status::Invalid, "direction: %u is neither 0 nor 1", direction)
+                             : Status::Ok;
+}
+
+duplexkv::EngineConfig to_engine_config(const dkv_config& given) {
+  duplexkv::EngineConfig config;
+  config.device = {.base = static_cast<std::byte*>(given.device_base),
+                   .blocks = given.device_blocks};
+  config.host = {.base = static_cast<std::byte*>(given.host_base), .blocks = given.host_blocks};
+  config.block_bytes = given.block_bytes;
+  config.bytes_per_s = {given.d2h_bytes_per_s, given.h2d_bytes_per_s};
+  if (given.queue_groups_max != 0) config.queue_groups_max = given.queue_groups_max;
+  if (given.queue_bytes_max != 0) config.queue_bytes_max = given.queue_bytes_max;
+  if (given.slice_bytes_max != 0) config.slice.bytes = given.slice_bytes_max;
+  if (given.slice_descriptors_max != 0) config.slice.descriptors = given.slice_descriptors_max;
+  return config;
+}
+
+Status to_submission(const dkv_submission& given, duplexkv::Submission* out) {
+  if (given.source == nullptr || given.target == nullptr || given.offsets == nullptr ||
+      given.after == nullptr) {
+    return fail(Status::Invalid, "submission: a NULL array");
+  }
+  out->source = {given.source, given.id_count};
+  out->target = {given.target, given.id_count};
+  out->offsets = {given.offsets, given.group_count + 1};
+  out->after = {given.after, given.group_count};
+  return Status::Ok;
+}
+
+}  // namespace
+
+extern "C" {
+
+uint32_t dkv_version(void) {
+  return DKV_VERSION_MAJOR << 16 | DKV_VERSION_MINOR;
+}
+
+const char* dkv_status_name(dkv_status status) {
+  switch (status) {
+    case DKV_OK:
+      return "ok";
+    case DKV_BUSY:
+      return "busy";
+    case DKV_INVALID:
+      return "invalid";
+    case DKV_OUT_OF_RANGE:
+      return "out of range";
+    case DKV_OVERLAP:
+      return "overlap";
+    case DKV_TOO_LARGE:
+      return "too large";
+    case DKV_NO_MEMORY:
+      return "no memory";
+    case DKV_POISONED:
+      return "poisoned";
+    case DKV_CLOSED:
+      return "closed";
+    case DKV_FORKED:
+      return "forked";
+    case DKV_UNSUPPORTED:
+      return "unsupported";
+    case DKV_INTERNAL:
+      return "internal";
+  }
+  return "unknown";
+}
+
+const char* dkv_last_error(void) {
+  return duplexkv::last_error();
+}
+
+dkv_status dkv_arena_create(uint64_t blocks, uint64_t block_bytes, dkv_arena** out) {
+  return guarded([&] {
+    if (out == nullptr) return fail(Status::Invalid, "out: NULL");
+    auto handle = std::make_unique<dkv_arena>();
+    const Status status = duplexkv::Arena::create(blocks, block_bytes, &handle->arena);
+    *out = status == Status::Ok ? handle.release() : nullptr;
+    return status;
+  });
+}
+
+void* dkv_arena_base(const dkv_arena* arena) {
+  return arena->arena->base();
+}
+
+uint64_t dkv_arena_bytes(const dkv_arena* arena) {
+  return arena->arena->bytes();
+}
+
+void dkv_arena_destroy(dkv_arena* arena) {
+  delete arena;
+}
+
+dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
+  return guarded([&] {
+    if (out == nullptr) return fail(Status::Invalid, "out: NULL");
+    *out = nullptr;
+    dkv_config known;
+    Status status = import_struct("config", config, sizeof(dkv_config), &known);
+    if (status != Status::Ok) return status;
+    if (known.backend != DKV_BACKEND_HOST) {
+      return fail(Status::Unsupported, "backend: %u is not in this build", known.backend);
+    }
+    auto handle = std::make_unique<dkv_engine>();
+    status = duplexkv::Engine::create(
+        to_engine_config(known), {duplexkv::make_host_backend(), duplexkv::make_host_backend()},
+        &handle->engine);
+    if (status == Status::Ok) *out = handle.release();
+    return status;
+  });
+}
+
+void dkv_engine_destroy(dkv_engine* engine) {
+  if (engine == nullptr) return;
+  // In a fork's child there are no lanes to join and their locks may be held for ever: leave it.
+  if (engine->engine->forked()) return;
+  delete engine;
+}
+
+dkv_status dkv_submit(dkv_engine* engine, const dkv_submission* submission, int64_t* first_ticket) {
+  return guarded([&] {
+    Status status = check_engine(engine);
+    dkv_submission known;
+    if (status == Status::Ok) {
+      status = import_struct("submission", submission, sizeof(dkv_submission), &known);
+    }
+    if (status == Status::Ok) status = check_direction(known.direction);
+    if (status == Status::Ok && first_ticket == nullptr) {
+      status = fail(Status::Invalid, "first_ticket: NULL");
+    }
+    duplexkv::Submission groups;
+    if (status == Status::Ok) status = to_submission(known, &groups);
+    if (status != Status::Ok) return status;
+    return engine->engine->submit(static_cast<duplexkv::Direction>(known.direction), groups,
+                                  first_ticket);
+  });
+}
+
+dkv_status dkv_mark(dkv_engine* engine, int64_t turn) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    return status == Status::Ok ? engine->engine->mark(turn) : status;
+  });
+}
+
+dkv_status dkv_poll(dkv_engine* engine, int64_t* tickets, uint8_t* outcomes, uint64_t capacity,
+                    uint64_t* count) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    if (status != Status::Ok) return status;
+    if (tickets == nullptr || outcomes == nullptr || count == nullptr) {
+      return fail(Status::Invalid, "poll: a NULL array");
+    }
+    std::size_t ended = 0;
+    const Status polled = engine->engine->poll({tickets, capacity}, {outcomes, capacity}, &ended);
+    *count = ended;
+    return polled;
+  });
+}
+
+dkv_status dkv_wait(dkv_engine* engine, int64_t timeout_ns, int* landed) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    if (status != Status::Ok) return status;
+    if (landed == nullptr) return fail(Status::Invalid, "landed: NULL");
+    bool any = false;
+    const Status waited = engine->engine->wait(std::chrono::nanoseconds(timeout_ns), &any);
+    *landed = any ? 1 : 0;
+    return waited;
+  });
+}
+
+dkv_status dkv_poison(dkv_engine* engine, uint32_t direction) {
+  return guarded([&] {
+    Status status = check_engine(engine);
+    if (status == Status::Ok) status = check_direction(direction);
+    if (status != Status::Ok) return status;
+    return engine->engine->poison(static_cast<duplexkv::Direction>(direction));
+  });
+}
+
+dkv_status dkv_get_stats(const dkv_engine* engine, uint32_t direction, dkv_stats* stats) {
+  return guarded([&] {
+    Status status = check_engine(engine);
+    if (status == Status::Ok) status = check_direction(direction);
+    if (status != Status::Ok) return status;
+    if (stats == nullptr || stats->struct_size < sizeof(uint32_t)) {
+      return fail(Status::Invalid, "stats: NULL or struct_size not set");
+    }
+    // The caller's struct may be shorter or longer than ours: fill what both know, 0 the rest.
+    dkv_stats filled{};
+    const std::uint32_t size = stats->struct_size;
+    filled.struct_size = size;
+    status = engine->engine->stats(static_cast<duplexkv::Direction>(direction), &filled);
+    if (status != Status::Ok) return status;
+    std::memset(stats, 0, size);
+    std::memcpy(stats, &filled, std::min<std::size_t>(size, sizeof(filled)));
+    return Status::Ok;
+  });
+}
+
+dkv_status dkv_close(dkv_engine* engine) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    return status == Status::Ok ? engine->engine->close() : status;
+  });
+}
+
+dkv_status dkv_measure_copy(double* bytes_per_s) {
+  return guarded([&] {
+    if (bytes_per_s == nullptr) return fail(Status::Invalid, "bytes_per_s: NULL");
+    *bytes_per_s = duplexkv::measure_copy();
+    return Status::Ok;
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,78 @@
+// The bounded queue of one lane: a ring of groups between one submitting side (the front, under the
+// engine's lock) and one lane thread. No lock of its own.
+//
+//   polled <= landed <= submitted <= polled + capacity
+//
+// The front fills slots past `submitted` and publishes them (release); the lane ends them and
+// publishes `landed` (release); the front reads the outcome and gives the slots back by `polled`.
+// So a full ring means that nobody polls, and the memory of a group is never shared by both sides.
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "duplexkv/duplexkv.h"
+
+namespace duplexkv {
+
+enum class Outcome : std::uint8_t {
+  Done = DKV_DONE,
+  Failed = DKV_FAILED,
+  Cancelled = DKV_CANCELLED,
+};
+
+// One group in the queue. Its vectors keep their memory from use to use.
+struct Group {
+  std::int64_t ticket = 0;
+  std::int64_t after = -1;
+  std::vector<std::int32_t> source;
+  std::vector<std::int32_t> target;
+  std::uint64_t bytes = 0;
+  Outcome outcome = Outcome::Done;  // written by the lane before `landed` passes it
+};
+
+class GroupRing {
+ public:
+  explicit GroupRing(std::size_t groups_max)
+      : capacity_(groups_max), groups_(std::bit_ceil(groups_max)), mask_(groups_.size() - 1) {}
+
+  [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
+  [[nodiscard]] Group& at(std::uint64_t sequence) noexcept { return groups_[sequence & mask_]; }
+
+  // Any thread.
+  [[nodiscard]] std::uint64_t submitted() const noexcept {
+    return submitted_.load(std::memory_order_acquire);
+  }
+  [[nodiscard]] std::uint64_t landed() const noexcept {
+    return landed_.load(std::memory_order_acquire);
+  }
+  [[nodiscard]] std::uint64_t polled() const noexcept {
+    return polled_.load(std::memory_order_acquire);
+  }
+
+  // Front only.
+  void publish_submitted(std::uint64_t sequence) noexcept {
+    submitted_.store(sequence, std::memory_order_release);
+  }
+  void publish_polled(std::uint64_t sequence) noexcept {
+    polled_.store(sequence, std::memory_order_release);
+  }
+
+  // Lane only.
+  void publish_landed(std::uint64_t sequence) noexcept {
+    landed_.store(sequence, std::memory_order_release);
+  }
+
+ private:
+  std::size_t capacity_;
+  std::vector<Group> groups_;
+  std::uint64_t mask_;
+  alignas(64) std::atomic<std::uint64_t> submitted_{0};
+  alignas(64) std::atomic<std::uint64_t> landed_{0};
+  alignas(64) std::atomic<std::uint64_t> polled_{0};
+};
+
+}  // namespace duplexkv

@@ -1,0 +1,59 @@
+# The native core of DuplexKV (plugins/duplexkv): two lanes of block copies between two pools.
+#
+# Ids are contiguous int32 buffers (an array('i') or a numpy array), offsets and turns int64; nothing
+# is converted. ValueError for what can never be right, MemoryError, LinkError for a poisoned, closed
+# or forked engine.
+
+from array import array
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Int32s: TypeAlias = NDArray[np.int32] | array[int]
+_Int64s: TypeAlias = NDArray[np.int64] | array[int]
+
+D2H: Final = 0
+H2D: Final = 1
+DONE: Final = 0
+FAILED: Final = 1
+CANCELLED: Final = 2
+
+class LinkError(RuntimeError): ...
+
+# Both lanes. Any thread may call; `submit`, `mark`, `wait` and `close` run without the GIL.
+class Engine:
+    # Pools are [blocks, block_bytes], writable, kept alive. A rate of 0 is no limit; a limit of 0 is
+    # the default.
+    def __init__(
+        self,
+        device: NDArray[np.uint8],
+        host: NDArray[np.uint8],
+        *,
+        d2h_bytes_per_s: float,
+        h2d_bytes_per_s: float,
+        queue_groups_max: int,
+        queue_bytes_max: int,
+        slice_bytes_max: int,
+    ) -> None: ...
+    # First of len(after) consecutive tickets, or None when busy. Group g is the ids from offsets[g]
+    # up to offsets[g + 1]; it starts once turn after[g] is marked.
+    def submit(
+        self, direction: int, source: _Int32s, target: _Int32s, offsets: _Int64s, after: _Int64s
+    ) -> int | None: ...
+    def mark(self, turn: int) -> None: ...
+    # Fills both arrays with ended groups; returns how many. Never waits.
+    def poll(self, tickets: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> int: ...
+    # Whether a group has ended and is not polled; False when none is to come or the time is over.
+    def wait(self, timeout_s: float) -> bool: ...
+    def poison(self, direction: int) -> None: ...
+    def stats(self, direction: int) -> dict[str, int]: ...
+    def close(self) -> None: ...
+
+def allocate(blocks: int, block_bytes: int) -> NDArray[np.uint8]: ...
+
+# Bytes/s that one thread of this machine copies.
+def measure_copy() -> float: ...
+
+# major << 16 | minor of the library.
+def version() -> int: ...

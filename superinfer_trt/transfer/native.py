@@ -1,0 +1,210 @@
+"""DuplexLink: the transfer engine over two pools in memory, backed by plugins/duplexkv.
+
+Each direction has its own thread, queue and rate. Knows no request and no policy. Any thread may
+call it; calls of several threads are serialised. It does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superinfer_trt import _duplexkv
+from superinfer_trt.core.errors import ConfigError, TransferFailed
+from superinfer_trt.core.step import Copy, CopyDone, Direction
+from superinfer_trt.core.units import SlotId, Ticket
+
+_LANE = {Direction.D2H: _duplexkv.D2H, Direction.H2D: _duplexkv.H2D}
+_POLL_GROUPS = 256
+_MEASURED_BYTES_MIN = 16 << 20  # of traffic, before its own speed is believed
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStats:
+    """Counters of one direction since the start; `queued_*` and `unpolled_*` are of now.
+
+    `busy_ns` runs from the start of each slice to its end, the rate limit included. `descriptors`
+    are contiguous copies after merging. Unpolled groups are what the queue's limits count.
+    """
+
+    poisoned: bool
+    bytes: int
+    slices: int
+    descriptors: int
+    groups_done: int
+    groups_failed: int
+    groups_cancelled: int
+    busy_ns: int
+    queued_groups: int
+    unpolled_groups: int
+    unpolled_bytes: int
+
+
+class DuplexLink:
+    """Copies blocks between `device_pool` and `host_pool`, both directions at once (a TransferEngine).
+
+    Pools are C-contiguous writable uint8 [blocks, block_bytes] of one block size, kept alive; they
+    may not share memory. A rate of 0 is no limit. `queue_groups_max` and `queue_bytes_max` bound
+    what one direction holds until it is polled; a larger submission may go while nothing else is
+    queued. After `close`, `poll` still tells of every ticket that was not told, cancelled ones with
+    `ok` False. Raises ConfigError for pools or limits that cannot work.
+    """
+
+    def __init__(
+        self,
+        device_pool: NDArray[np.uint8],
+        host_pool: NDArray[np.uint8],
+        *,
+        h2d_bytes_per_s: float = 2e9,
+        d2h_bytes_per_s: float = 2e9,
+        queue_groups_max: int = 4096,
+        queue_bytes_max: int = 1 << 30,
+        slice_bytes_max: int = 32 << 20,
+    ) -> None:
+        for field, limit in (
+            ("queue_groups_max", queue_groups_max),
+            ("queue_bytes_max", queue_bytes_max),
+            ("slice_bytes_max", slice_bytes_max),
+        ):
+            if limit <= 0:
+                raise ConfigError(f"link: {field} {limit} must be > 0")
+        for field, pool in (("device_pool", device_pool), ("host_pool", host_pool)):
+            _check_pool(field, pool)
+        try:
+            self._engine = _duplexkv.Engine(
+                device_pool,
+                host_pool,
+                d2h_bytes_per_s=d2h_bytes_per_s,
+                h2d_bytes_per_s=h2d_bytes_per_s,
+                queue_groups_max=queue_groups_max,
+                queue_bytes_max=queue_bytes_max,
+                slice_bytes_max=slice_bytes_max,
+            )
+        except (ValueError, TypeError, MemoryError) as error:
+            raise ConfigError(f"link: {error}") from error
+        self._rates = {Direction.D2H: d2h_bytes_per_s, Direction.H2D: h2d_bytes_per_s}
+        self._machine_bytes_per_s = 0.0
+        self._tickets = np.empty(_POLL_GROUPS, np.int64)
+        self._outcomes = np.empty(_POLL_GROUPS, np.uint8)
+        # Also at the end of the interpreter, so that no lane outlives what it copies.
+        self._closing = weakref.finalize(self, _close, self._engine)
+
+    def submit(self, direction: Direction, copies: Sequence[Copy]) -> Sequence[Ticket] | None:
+        """One ticket a copy, consecutive; None when the queue is full and nothing was queued.
+
+        Raises ValueError for a copy of the other direction, without blocks, with a slot outside its
+        pool, or with a slot that another copy in the air writes (or reads, for a target);
+        TransferFailed when the lane is poisoned or the link closed.
+        """
+        if not copies:
+            return ()
+        source, target = array("i"), array("i")
+        offsets, after = array("q", (0,)), array("q")
+        for copy in copies:
+            if copy.direction is not direction:
+                raise ValueError(f"copy of {copy.id}: {copy.kind.value} does not go {direction.value}")
+            _extend(source, copy.source, copy, "source")
+            _extend(target, copy.target, copy, "target")
+            if len(source) != len(target):
+                raise ValueError(
+                    f"copy of {copy.id}: {len(copy.source)} sources and {len(copy.target)} targets"
+                )
+            offsets.append(len(source))
+            after.append(copy.after)
+        try:
+            first = self._engine.submit(_LANE[direction], source, target, offsets, after)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+        if first is None:
+            return None
+        return [Ticket(ticket) for ticket in range(first, first + len(copies))]
+
+    def mark(self, turn: int) -> None:
+        """Copies with `after <= turn` may start. Raises TransferFailed when closed."""
+        try:
+            self._engine.mark(turn)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+
+    def poll(self) -> Sequence[CopyDone]:
+        """All groups that ended since the last call, in order within a direction. Never waits."""
+        done: list[CopyDone] = []
+        while True:
+            try:
+                count = self._engine.poll(self._tickets, self._outcomes)
+            except _duplexkv.LinkError as error:
+                raise TransferFailed(str(error)) from error
+            if count == 0:
+                return done
+            done += [
+                CopyDone(Ticket(ticket), outcome == _duplexkv.DONE)
+                for ticket, outcome in zip(
+                    self._tickets[:count].tolist(), self._outcomes[:count].tolist(), strict=True
+                )
+            ]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until `poll` has something to tell; False when the queues are empty or the time is over.
+
+        For a driver that has nothing else to do; releases the GIL. Seconds.
+        """
+        try:
+            return self._engine.wait(timeout_s)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+
+    def link_bytes_per_s(self, direction: Direction) -> float:
+        """The configured rate; without one, what the lane's own traffic or a trial copy reached."""
+        rate = self._rates[direction]
+        if rate > 0:
+            return rate
+        stats = self.stats(direction)
+        if stats.bytes >= _MEASURED_BYTES_MIN and stats.busy_ns > 0:
+            return stats.bytes / stats.busy_ns * 1e9
+        if not self._machine_bytes_per_s:
+            self._machine_bytes_per_s = _duplexkv.measure_copy()
+        return self._machine_bytes_per_s
+
+    def stats(self, direction: Direction) -> LaneStats:
+        """Counters of one direction; exact each, not one moment together."""
+        try:
+            counters = self._engine.stats(_LANE[direction])
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+        poisoned = bool(counters.pop("poisoned"))
+        return LaneStats(poisoned=poisoned, **counters)
+
+    def poison(self, direction: Direction) -> None:
+        """Declares a lane dead: what is queued fails, later submits raise TransferFailed."""
+        self._engine.poison(_LANE[direction])
+
+    def close(self) -> None:
+        """Stops after the slices in hand; what has not landed is cancelled. Idempotent."""
+        self._closing()
+
+
+def _close(engine: _duplexkv.Engine) -> None:
+    with contextlib.suppress(_duplexkv.LinkError):  # the child of a fork: the lanes are the parent's
+        engine.close()
+
+
+def _check_pool(field: str, pool: NDArray[np.uint8]) -> None:
+    if pool.dtype != np.uint8 or pool.ndim != 2 or not pool.flags.c_contiguous or not pool.flags.writeable:
+        raise ConfigError(
+            f"link: {field} must be C-contiguous writable uint8 [blocks, block_bytes], "
+            f"got {pool.dtype} of shape {pool.shape}"
+        )
+
+
+def _extend(ids: array[int], slots: Sequence[SlotId], copy: Copy, field: str) -> None:
+    """Appends; an array('i') is copied as a block, anything else one by one."""
+    try:
+        ids.extend(slots)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"copy of {copy.id}: {field} is not int32 slots: {error}") from error
