@@ -36,7 +36,9 @@ class ModelSection(_Section):
         description="a known model (`superinfer-trt model get`), a .gguf file, a Hugging Face folder, or a "
         "hub id; not used by the engines sim and pattern",
     )
-    cache_dir: Path | None = Field(default=None, description="folder of fetched models; none: the user's cache")
+    cache_dir: Path | None = Field(
+        default=None, description="folder of fetched models; none: the user's cache"
+    )
 
 
 class EngineSection(_Section):
@@ -53,13 +55,18 @@ class EngineSection(_Section):
         pattern=r"^[a-z0-9_]{1,32}$",
         description="kernel set (native); auto: the best this CPU has",
     )
-    threads: int = Field(default=0, ge=0, le=1024, description="compute threads (native); 0: one for each core")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="compute threads (native); 0: one for each core"
+    )
     vocabulary: int = Field(default=32_000, ge=2, le=1 << 24, description="of the engines sim and pattern")
     context_tokens_max: int = Field(
-        default=8192, ge=2, le=1 << 24, description="prompt and output together, of the engines sim and pattern"
+        default=8192,
+        ge=2,
+        le=1 << 24,
+        description="prompt and output together, of the engines sim and pattern",
     )
     step_cost: dict[str, float] = Field(
-       default= default_factory=dict,
+        default_factory=dict,
         description="terms of the modelled step time (sim), by the names the engine knows",
     )
     seed: int = Field(
@@ -90,9 +97,11 @@ class SchedulingSection(_Section):
         default="rotasched", pattern=r"^[a-z0-9_-]{1,64}$", description="name of the scheduling policy"
     )
     parameters: dict[str, bool | int | float | str | None] = Field(
-       default= default_factory=dict, description="of the policy, by the names it knows"
+        default_factory=dict, description="of the policy, by the names it knows"
     )
-    depth: Literal[1, 2] = Field(default=2, description="turns in the air: 2 plans and copies while a batch runs")
+    depth: Literal[1, 2] = Field(
+        default=2, description="turns in the air: 2 plans and copies while a batch runs"
+    )
     step_tokens: int = Field(default=512, ge=1, le=1 << 20, description="tokens of one batch, at most")
     seats: int = Field(default=64, ge=1, le=1 << 16, description="requests of one batch, at most")
     ttft_slo_ms: float = Field(
@@ -101,7 +110,9 @@ class SchedulingSection(_Section):
     tbt_slo_ms: float = Field(
         default=100.0, gt=0, le=86_400_000, description="time between tokens, for requests that give none"
     )
-    trace_file: Path | None = Field(default=None, description="writes every plan to this file, one line a turn")
+    trace_file: Path | None = Field(
+        default=None, description="writes every plan to this file, one line a turn"
+    )
 
 
 class ServiceSection(_Section):
@@ -110,19 +121,26 @@ class ServiceSection(_Section):
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="address to listen on")
     port: int = Field(default=50051, ge=0, le=65535, description="port to listen on; 0: any free one")
     requests_max: int = Field(
-        default=4096, ge=1, le=1_000_000, description="live requests; the next is refused with RESOURCE_EXHAUSTED"
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="live requests; the next is refused with RESOURCE_EXHAUSTED",
     )
     max_tokens_default: int = Field(
         default=128, ge=1, le=1 << 24, description="output tokens of a request that gives no max_tokens"
     )
-    message_bytes_max: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="of one message from a client")
+    message_bytes_max: int = Field(
+        default=4 << 20, ge=1024, le=1 << 30, description="of one message from a client"
+    )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, le=86_400, description="for live requests to finish after SIGTERM"
     )
     reader_timeout_s: float = Field(
         default=120.0, ge=1, le=86_400, description="a call whose reader takes nothing for so long is ended"
     )
-    reflection: bool | None = Field(default=None, description="gRPC reflection; none: on a loopback address only")
+    reflection: bool | None = Field(
+        default=None, description="gRPC reflection; none: on a loopback address only"
+    )
 
     @property
     def loopback(self) -> bool:

@@ -1,0 +1,89 @@
+"""`superinfer-trt serve`: configuration -> service -> server, until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+import superinfer_trt
+from superinfer_trt import config
+from superinfer_trt.cli.options import config_options, flags_of
+from superinfer_trt.config import Config
+from superinfer_trt.core.slo import Slo
+from superinfer_trt.core.units import MILLISECOND
+from superinfer_trt.serve.server import Server, ServerOptions, run
+from superinfer_trt.serve.service import Service
+from superinfer_trt.serve.streams import StreamOutbox
+
+
+@click.command("serve")
+@config_options
+def serve(
+    *,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    policy_parameters: tuple[str, ...],
+    **values: Any,
+) -> int:
+    """Serve a model over gRPC until SIGTERM or SIGINT, then drain.
+
+    Prints one line of JSON on stdout when it is ready: {"ready": true, "target": "127.0.0.1:50051", ...}.
+    Everything else goes to stderr.
+    """
+    made = config.load(config_file, flags_of(values, assignments, policy_parameters))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def make_service(outbox: StreamOutbox) -> Service:
+        from superinfer_trt.build import build_service
+
+        service: Service = build_service(made, outbox)
+        return service
+
+    fine = asyncio.run(run(make_service, server_options(made), _ready, _draining))
+    click.echo("stopped" if fine else "stopped before all requests had finished", err=True)
+    return 0 if fine else 1
+
+
+def server_options(made: Config) -> ServerOptions:
+    """The part of the configuration that the server wants."""
+    service, scheduling = made.service, made.scheduling
+    return ServerOptions(
+        host=service.host,
+        port=service.port,
+        requests_max=service.requests_max,
+        message_bytes_max=service.message_bytes_max,
+        drain_timeout_s=service.drain_timeout_s,
+        reader_timeout_s=service.reader_timeout_s,
+        reflection=service.reflects,
+        default_max_tokens=service.max_tokens_default,
+        default_slo=Slo(
+            round(scheduling.ttft_slo_ms * MILLISECOND), round(scheduling.tbt_slo_ms * MILLISECOND)
+        ),
+        seed=made.engine.seed,
+    )
+
+
+def _ready(server: Server, service: Service) -> None:
+    line = {
+        "ready": True,
+        "target": server.target,
+        "pid": os.getpid(),
+        "engine": service.engine,
+        "model": service.model.name if service.model is not None else "",
+        "policy": service.policy,
+        "hbm_blocks": service.limits.device_blocks,
+        "dram_blocks": service.limits.host_blocks,
+        "block_tokens": service.limits.block_tokens,
+        "version": superinfer_trt.__version__,
+    }
+    click.echo(json.dumps(line))
+
+
+def _draining(live: int) -> None:
+    click.echo(f"draining {live} live requests; a second signal cuts them off", err=True)
