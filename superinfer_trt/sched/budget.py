@@ -149,13 +149,14 @@ class Budget:
         else:
             self._decoding = [c.id for c in rows]
         self.tokens -= len(self._decoding)
-        # A starved one keeps its seat: it decodes as soon as its block has come.
-        self.seats -= len(self._decoding) + self.starved
+        self.seats -= len(self._decoding)
         for candidate in self._prefilling:
             if self.tokens <= 0 or self.seats <= 0:
                 break
             if candidate.id not in gone:
                 self._chunk(candidate)
+        # A starved one keeps its seat from newcomers: it decodes as soon as its block has come.
+        self.seats -= self.starved
 
     def _chunk(self, candidate: Candidate) -> None:
         start = candidate.computed_tokens

@@ -161,7 +161,7 @@ class World:
     # --- the plan becomes fact -------------------------------------------------------------------
 
     def apply(self, plan: Plan, now: int) -> None:
-        out = {id for id in plan.rotate_out}
+        out = set(plan.rotate_out)
         for id in plan.rotate_out:
             self.rotate_out(self.live[id], out)
         for run in plan.sync:
