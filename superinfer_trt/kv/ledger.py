@@ -228,6 +228,8 @@ class KvLedger:
         copy = Copy(chain.id, kind, host if inward else device, device if inward else host, after)
         if not inward:
             chain.flying.update(blocks)
+            for index in blocks:
+                chain.synced[index] = 0  # until it has landed, the host slot may hold anything
         self._handed_out[copy] = _Flight(chain, kind, blocks)
         chain.flights += 1
         self._update_backing(chain)
