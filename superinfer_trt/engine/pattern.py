@@ -1,0 +1,225 @@
+"""An engine without a model: writes a pattern into every KV cell, and verifies all of it at every step.
+
+A lost, stale, torn or crossed block, or one that was read before it had landed, ends in EngineFailed
+with request, position and what was found there (C5, L4). Implements core.ports.ModelEngine. Knows no
+link, no ledger and no clock; keeps one record of hashes a request. Not thread-safe.
+
+Cost: a step reads all KV of its rows twice (at launch and at collect), at memory speed in numpy, some
+2 GB/s: meant for small geometries, not for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superinfer_trt.core.errors import ConfigError, EngineFailed, InvariantViolation
+from superinfer_trt.core.geometry import Geometry
+from superinfer_trt.core.outcome import Outcome
+from superinfer_trt.core.step import Batch, Row
+from superinfer_trt.engine.chain import Recent, Words, check_batch, mix, sample, spread, starts_off, states
+
+GROUP_BYTES = 4 << 20
+"""KV compared or written in one numpy call; bounds the scratch memory and stays in cache."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """One row of the batch in the air; `slots` is a copy, because the ledger's array lives on."""
+
+    row: Row
+    slots: NDArray[np.int64]
+    chain: Words  # states of positions 0 .. start + len(tokens) - 1
+
+
+class PatternEngine:
+    """See the module. `pool` is uint8 [device_blocks, block_bytes], C-contiguous and writable.
+
+    History is verified at launch *and* at collect, and written at collect: whoever reads, overwrites or
+    moves a block while the batch is in the air is noticed. `requests_max` bounds the records kept; a
+    request whose record was dropped for newer ones ends in EngineFailed, so it must exceed the number
+    of requests that hold KV in either tier.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        pool: NDArray[np.uint8],
+        *,
+        vocabulary: int = 32_000,
+        context_tokens_max: int = 32_768,
+        requests_max: int = 16_384,
+    ) -> None:
+        if pool.dtype != np.uint8 or pool.ndim != 2 or pool.shape[1] != geometry.block_bytes:
+            raise ConfigError(
+                f"pool: expected uint8 [blocks, {geometry.block_bytes}], got {pool.dtype} {list(pool.shape)}"
+            )
+        if not (pool.flags.c_contiguous and pool.flags.writeable):
+            raise ConfigError("pool: expected a C-contiguous, writable array")
+        cell_bytes = geometry.kv_heads * geometry.head_dim * geometry.element_bytes
+        word_bytes = next(size for size in (8, 4, 2, 1) if cell_bytes % size == 0)
+        self._geometry = geometry
+        self._vocabulary = vocabulary
+        self._context_tokens_max = context_tokens_max
+        self._word = np.dtype(f"u{word_bytes}")
+        # A cell is one layer's K or V of one position: axes are block, layer, K or V, position, word.
+        shape = (geometry.layers, 2, geometry.block_tokens, cell_bytes // word_bytes)
+        self._cells = pool.view(self._word).reshape(-1, *shape)
+        self._planes = mix(spread(geometry.layers * 2)).reshape(geometry.layers, 2)
+        self._steps = spread(cell_bytes // word_bytes)
+        self._group_blocks = max(1, GROUP_BYTES // geometry.block_bytes)
+        self._chains: Recent[Words] = Recent(requests_max)
+        self._air: list[_Share] | EngineFailed | None = None
+        self._closed = False
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of one block."""
+        return self._geometry
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        return self._vocabulary
+
+    @property
+    def context_tokens_max(self) -> int:
+        """Positions of one request are below it."""
+        return self._context_tokens_max
+
+    def launch(self, batch: Batch) -> None:
+        """Verifies the history of all rows; what is wrong is raised by `collect`."""
+        if self._closed or self._air is not None:
+            raise InvariantViolation("launch: closed" if self._closed else "launch: a batch is in the air")
+        try:
+            check_batch(batch, self._vocabulary, self._context_tokens_max, self._geometry.block_tokens)
+            shares = [self._share(row) for row in batch.rows]
+            self._apart(shares)
+            self._verify(shares)
+            self._air = shares
+        except EngineFailed as failure:
+            self._air = failure
+
+    def collect(self) -> Outcome:
+        """Verifies once more, writes the rows' own tokens and makes the sampled ones."""
+        air, self._air = self._air, None
+        if air is None:
+            raise InvariantViolation("collect: no batch is in the air")
+        if isinstance(air, EngineFailed):
+            raise air
+        self._verify(air)
+        self._write(air)
+        for share in air:
+            self._chains.put(share.row.id, share.chain)
+        return Outcome(
+            {
+                share.row.id: sample(
+                    int(share.chain[-1]), share.row.sampling, share.row.index, self._vocabulary
+                )
+                for share in air
+                if share.row.sample
+            }
+        )
+
+    def close(self) -> None:
+        """Forgets everything. Idempotent."""
+        self._closed = True
+        self._air = None
+        self._chains = Recent(0)
+
+    # -- before the batch ----------------------------------------------------------------------------
+
+    def _share(self, row: Row) -> _Share:
+        stop = row.start + len(row.tokens)
+        slots = np.array(row.slots[: self._geometry.blocks_for(stop)], dtype=np.int64)
+        if slots.min() < 0 or slots.max() >= len(self._cells):
+            raise EngineFailed(f"request {row.id}: a slot is outside 0 .. {len(self._cells) - 1}")
+        known = self._chains.get(row.id) if row.start else np.empty(0, dtype=np.uint64)
+        if known is None or len(known) < row.start:
+            raise starts_off(row, 0 if known is None else len(known))
+        history = known[: row.start]
+        before = int(history[-1]) if row.start else 0
+        return _Share(row, slots, np.concatenate([history, states(before, row.start, row.tokens)]))
+
+    @staticmethod
+    def _apart(shares: Sequence[_Share]) -> None:
+        """No slot belongs to two rows (L1)."""
+        slots = np.concatenate([share.slots for share in shares]) if shares else np.empty(0, dtype=np.int64)
+        values, counts = np.unique(slots, return_counts=True)
+        if (counts > 1).any():
+            slot = values[counts > 1][0]
+            owners = [share.row.id for share in shares if slot in share.slots]
+            raise EngineFailed(f"slot {slot} belongs to more than one block, of requests {owners}")
+
+    # -- the pool --------------------------------------------------------------------------------------
+
+    def _pattern(self, chain: Words) -> NDArray[np.unsignedinteger]:
+        """What the cells of positions with these states hold: [..., layers, 2, words]."""
+        seeds = mix(chain[..., None, None] ^ self._planes)
+        words: NDArray[np.unsignedinteger] = (seeds[..., None] + self._steps).astype(self._word)
+        return words
+
+    def _blocks(self, shares: Sequence[_Share]) -> Iterator[tuple[list[_Share], NDArray[np.int64], Words]]:
+        """Groups of blocks with history: (owner of each, slots, states [blocks, block_tokens])."""
+        size = self._geometry.block_tokens
+        owners: list[_Share] = []
+        slots: list[NDArray[np.int64]] = []
+        chains: list[Words] = []
+        for share in shares:
+            blocks = self._geometry.blocks_for(share.row.start)
+            padded = np.zeros(blocks * size, dtype=np.uint64)
+            padded[: share.row.start] = share.chain[: share.row.start]
+            owners += [share] * blocks
+            slots.append(share.slots[:blocks])
+            chains.append(padded.reshape(blocks, size))
+        if not owners:
+            return
+        all_slots, all_chains = np.concatenate(slots), np.concatenate(chains)
+        for first in range(0, len(owners), self._group_blocks):
+            piece = slice(first, first + self._group_blocks)
+            yield owners[piece], all_slots[piece], all_chains[piece]
+
+    def _verify(self, shares: Sequence[_Share]) -> None:
+        for owners, slots, chains in self._blocks(shares):
+            expected = self._pattern(chains).transpose(0, 2, 3, 1, 4)
+            differs = (self._cells[slots] != expected).any(axis=(1, 2, 4))  # (blocks, block_tokens)
+            differs &= chains != 0  # padding behind the history: those cells may hold anything
+            if differs.any():
+                at, offset = (int(index) for index in np.argwhere(differs)[0])
+                raise self._fault(owners[at], int(slots[at]), offset)
+
+    def _fault(self, share: _Share, slot: int, offset: int) -> EngineFailed:
+        block = int(np.flatnonzero(share.slots == slot)[0])
+        position = block * self._geometry.block_tokens + offset
+        found = self._cells[slot, :, :, offset]
+        expected = self._pattern(share.chain[position])
+        layer, plane, word = (int(index) for index in np.argwhere(found != expected)[0])
+        return EngineFailed(
+            f"KV of request {share.row.id} at position {position} (layer {layer}, {'KV'[plane]}, "
+            f"slot {slot}) is not what was written: expected {int(expected[layer, plane, word]):#x}, "
+            f"found {int(found[layer, plane, word]):#x}{self._whose(found)}"
+        )
+
+    def _whose(self, found: NDArray[np.unsignedinteger]) -> str:
+        """Names the cell that the bytes belong to, where a record knows them."""
+        if not found.any():
+            return ", all zero"
+        for id, chain in self._chains.items():
+            seeds = mix(chain ^ self._planes[0, 0]) + self._steps[0]
+            hits = np.flatnonzero(seeds.astype(self._word) == found[0, 0, 0])
+            if len(hits):
+                return f", which belongs to position {int(hits[0])} of request {id}"
+        return ""
+
+    def _write(self, shares: Sequence[_Share]) -> None:
+        size = self._geometry.block_tokens
+        for share in shares:
+            positions = np.arange(share.row.start, len(share.chain))
+            slots, offsets = share.slots[positions // size], positions % size
+            for first in range(0, len(positions), self._group_blocks * size):
+                piece = slice(first, first + self._group_blocks * size)
+                new = share.chain[positions[piece]]
+                self._cells[slots[piece], :, :, offsets[piece]] = self._pattern(new)
