@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -118,15 +119,11 @@ class Server:
     def _bind(self) -> int:
         host, port = self._options.host, self._options.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        _check_address(host, port)
         try:
             bound = self._server.add_insecure_port(address)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ConfigError(
-                f"service.port: cannot listen on {address}; the port is in use or the address is not "
-                "this machine's (0 takes any free port)"
-            )
+        except RuntimeError as error:  # taken since the check
+            raise ConfigError(f"service.port: cannot listen on {address}") from error
         return bound
 
     async def _idle_within(self, timeout_s: float) -> bool:
@@ -223,6 +220,24 @@ async def _signal_or_death(signals: _Signals, service: Service) -> bool:
             continue
         return False
     return True
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ConfigError with the system's own reason; gRPC would write it to stderr and hide it."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"service.host: {host} is no address of this machine ({error.strerror})") from None
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as error:
+            raise ConfigError(
+                f"service.port: cannot listen on {host}:{port} ({error.strerror}); 0 takes any free port"
+            ) from None
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """What the gRPC service needs of the rest of the house: one Protocol that the composition root satisfies.
 
 Knows no gRPC and no implementation. Everything here may be called from the event loop's thread and
-returns at once, but for `Driver.drain` and `Service.close`, which may wait.
+returns at once, but for `Service.close`, which may wait.
 """
 
 from __future__ import annotations
@@ -38,14 +38,6 @@ class Driver(Protocol):
     @property
     def alive(self) -> bool:
         """False once it has stopped, on purpose or by a bug."""
-        ...
-
-    def drain(self, timeout_s: float) -> object:
-        """Waits until no request is live, at most `timeout_s`; then nothing new is taken."""
-        ...
-
-    def stop(self) -> object:
-        """Ends the thread. Idempotent."""
         ...
 
 
