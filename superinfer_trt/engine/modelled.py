@@ -16,7 +16,7 @@ from superinfer_trt.core.outcome import Outcome, Sampled
 from superinfer_trt.core.ports import Clock
 from superinfer_trt.core.step import Batch
 from superinfer_trt.core.units import Nanos, RequestId
-from superinfer_trt.engine.chain import Recent, check_batch, sample, starts_off, states
+from superinfer_trt.engine.token_hash import Recent, check_batch, sample, starts_off, states
 
 Cost = Callable[[Batch], Nanos]
 

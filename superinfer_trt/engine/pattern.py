@@ -20,7 +20,7 @@ from superinfer_trt.core.errors import ConfigError, EngineFailed, InvariantViola
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.outcome import Outcome
 from superinfer_trt.core.step import Batch, Row
-from superinfer_trt.engine.chain import Recent, Words, check_batch, mix, sample, spread, starts_off, states
+from superinfer_trt.engine.token_hash import Recent, Words, check_batch, mix, sample, spread, starts_off, states
 
 GROUP_BYTES = 4 << 20
 """KV compared or written in one numpy call; bounds the scratch memory and stays in cache."""
