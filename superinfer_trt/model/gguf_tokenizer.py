@@ -19,7 +19,7 @@ from superinfer_trt.model.tokenizer import ModelTokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # token types of the specification
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # token types of the specification
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = (
@@ -137,7 +137,10 @@ def _sentencepiece(keys: Keys, tokens: list[str], types: list[int]) -> Backend:
 def _merges_by_score(
     keys: Keys, tokens: list[str], types: list[int], vocabulary: Mapping[str, int]
 ) -> list[tuple[str, str]]:
-    """Sentencepiece's BPE joins the neighbours whose joined token scores best: a merge list by rank."""
+    """Sentencepiece's BPE joins the neighbours whose joined token scores best: a merge list by rank.
+
+    Equal scores go by id of the joined token, then of its parts, as in Hugging Face's conversion.
+    """
     import numpy as np
 
     scores = keys.get("tokenizer.ggml.scores", np.ndarray, "a list of numbers")
@@ -145,14 +148,14 @@ def _merges_by_score(
         raise ModelError(
             f"{keys.source}: tokenizer.ggml.scores has {scores.size} entries for {len(tokens)} tokens"
         )
-    found: list[tuple[float, int, int, str, str]] = []
-    for token, kind, score in zip(tokens, types, scores.tolist(), strict=True):
-        if kind != 1:
+    found: list[tuple[float, int, int, int, str, str]] = []
+    for id, (token, kind, score) in enumerate(zip(tokens, types, scores.tolist(), strict=True)):
+        if kind != _NORMAL:
             continue
         for cut in range(1, len(token)):
             left, right = vocabulary.get(token[:cut]), vocabulary.get(token[cut:])
             if left is not None and right is not None:
-                found.append((-score, left, right, token[:cut], token[cut:]))
+                found.append((-score, id, left, right, token[:cut], token[cut:]))
     found.sort()
     return [(left, right) for *_, left, right in found]
 
@@ -184,7 +187,7 @@ def _add_bos(backend: Backend, keys: Keys, tokens: list[str], *, default: bool) 
         raise ModelError(f"{keys.source}: a BOS token is wanted, but tokenizer.ggml.bos_token_id names none")
     id = keys.whole("tokenizer.ggml.bos_token_id")
     backend.post_processor = TemplateProcessing(
-        single=["$bos", "$A"], special_tokens=[{"id": "$bos", "ids": [id], "tokens": [bos]}]
+        single=["BOS", "$A"], special_tokens=[{"id": "BOS", "ids": [id], "tokens": [bos]}]
     )
 
 
