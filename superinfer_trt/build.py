@@ -1,0 +1,219 @@
+"""The composition root: Config -> a running service. The only module that knows every part.
+
+Heavy libraries are imported by the parts that need them, so a service without a model loads none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+from superinfer_trt.config import Config
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.core.geometry import Geometry
+from superinfer_trt.core.model import ModelConfig, Tokenizer
+from superinfer_trt.core.ports import Clock, ModelEngine, Outbox, TransferEngine
+from superinfer_trt.core.view import Limits
+from superinfer_trt.kv.ledger import KvLedger
+from superinfer_trt.runtime.clock import SystemClock
+from superinfer_trt.runtime.doors import BoundedInbox
+from superinfer_trt.runtime.driver import Driver
+from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.runtime.trace import PlanTrace
+from superinfer_trt.sched.registry import AnyPolicy, make_policy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PATTERN_SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 32, "element_bytes": 2}
+"""Small blocks (4 KiB at 16 tokens): the pattern engine is about who owns what, not about bytes."""
+
+SIM_SHAPE = {"layers": 32, "kv_heads": 8, "head_dim": 128, "element_bytes": 2}
+"""Llama-3-8B's: what the modelled engine and link calculate with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One served model (serve.service.Service). The driver runs; `close` frees everything."""
+
+    inbox: BoundedInbox
+    driver: Driver
+    executor: Executor
+    clock: Clock
+    tokenizer: Tokenizer | None
+    model: ModelConfig | None
+    limits: Limits
+    vocabulary: int
+    context_tokens_max: int
+    engine: str
+    policy: str
+    _stack: ExitStack = field(repr=False)
+
+    def close(self) -> None:
+        """Stops the driver, then the link and the engine it used. Idempotent."""
+        self._stack.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What depends on the choice of engine."""
+
+    engine: ModelEngine
+    transfers: TransferEngine
+    model: ModelConfig | None = None
+    tokenizer: Tokenizer | None = None
+
+
+def build_service(config: Config, outbox: Outbox) -> Service:
+    """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError."""
+    policy = make_policy(config.scheduling.policy, **config.scheduling.parameters)
+    limits = limits_of(config, policy)
+    clock = SystemClock()
+    with ExitStack() as stack:
+        world = _WORLDS[config.engine.name](config, limits, clock, stack)
+        trace = PlanTrace()
+        if config.scheduling.trace_file is not None:
+            trace = PlanTrace(sink=stack.enter_context(_open_trace(config)))
+        inbox = BoundedInbox(clock, config.service.requests_max)
+        parts = Parts(
+            clock=clock,
+            policy=policy,
+            ledger=KvLedger(limits),
+            transfers=world.transfers,
+            engine=world.engine,
+            inbox=inbox,
+            outbox=outbox,
+            limits=limits,
+        )
+        executor = Executor(parts, depth=config.scheduling.depth, trace=trace)
+        driver = Driver(executor, inbox, clock)
+        stack.callback(driver.stop)
+        driver.start()
+        return Service(
+            inbox=inbox,
+            driver=driver,
+            executor=executor,
+            clock=clock,
+            tokenizer=world.tokenizer,
+            model=world.model,
+            limits=limits,
+            vocabulary=world.engine.vocabulary,
+            context_tokens_max=world.engine.context_tokens_max,
+            engine=config.engine.name,
+            policy=policy.name,
+            _stack=stack.pop_all(),
+        )
+
+
+def limits_of(config: Config, policy: AnyPolicy) -> Limits:
+    """A policy that never rotates gets no DRAM pool: nothing could use it, and the admission
+    inequality would bind a policy that has eviction as its escape."""
+    return Limits(
+        step_tokens=config.scheduling.step_tokens,
+        seats=config.scheduling.seats,
+        block_tokens=config.pools.block_tokens,
+        device_blocks=config.pools.hbm_blocks,
+        host_blocks=config.pools.dram_blocks if policy.rotates else 0,
+    )
+
+
+def _open_trace(config: Config) -> TextIO:
+    path = config.scheduling.trace_file
+    assert path is not None
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"scheduling.trace_file: cannot write {path} ({error.strerror})") from error
+
+
+def _native(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+    """A real model on the embedded engine, over native pools and lanes."""
+    from superinfer_trt.engine.native import NativeEngine, element_bytes_for
+    from superinfer_trt.model.open import open_model
+
+    del clock
+    model = open_model(config.model.name, config.model.cache_dir)
+    geometry = model.config.geometry(limits.block_tokens, element_bytes_for(config.engine.dtype))
+    transfers, device_pool = _native_link(config, limits, geometry, stack)
+    engine = NativeEngine(
+        model.weights,
+        device_pool,
+        block_tokens=limits.block_tokens,
+        dtype=config.engine.dtype,
+        threads=config.engine.threads or None,
+        kernels=config.engine.kernels,
+    )
+    stack.callback(engine.close)
+    return _World(engine, transfers, model.config, model.tokenizer)
+
+
+def _pattern(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+    """No model: KV patterns that are verified at each step, over native pools and lanes."""
+    from superinfer_trt.engine.pattern import PatternEngine
+
+    del clock
+    geometry = Geometry(block_tokens=limits.block_tokens, **PATTERN_SHAPE)
+    transfers, device_pool = _native_link(config, limits, geometry, stack)
+    engine = PatternEngine(
+        geometry,
+        device_pool,
+        vocabulary=config.engine.vocabulary,
+        context_tokens_max=config.engine.context_tokens_max,
+        requests_max=config.service.requests_max + 1,
+    )
+    stack.callback(engine.close)
+    return _World(engine, transfers)
+
+
+def _sim(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+    """No model, no bytes: modelled step and copy times, in real time."""
+    from superinfer_trt.engine.modelled import ModelledEngine, step_cost
+    from superinfer_trt.transfer.modelled import ModelledLink
+
+    geometry = Geometry(block_tokens=limits.block_tokens, **SIM_SHAPE)
+    engine = ModelledEngine(
+        clock,
+        geometry,
+        step_cost(terms=config.engine.step_cost),
+        vocabulary=config.engine.vocabulary,
+        context_tokens_max=config.engine.context_tokens_max,
+        requests_max=config.service.requests_max + 1,
+    )
+    link = ModelledLink(
+        clock,
+        geometry.block_bytes,
+        h2d_bytes_per_s=config.pools.h2d_bytes_per_s,
+        d2h_bytes_per_s=config.pools.d2h_bytes_per_s,
+    )
+    stack.callback(link.close)
+    stack.callback(engine.close)
+    return _World(engine, link)
+
+
+def _native_link(
+    config: Config, limits: Limits, geometry: Geometry, stack: ExitStack
+) -> tuple[TransferEngine, NDArray[np.uint8]]:
+    """The two pools and the lanes between them; returns the link and the HBM pool."""
+    from superinfer_trt.transfer.native import DuplexLink
+    from superinfer_trt.transfer.pools import allocate_pool
+
+    device_pool = allocate_pool(limits.device_blocks, geometry.block_bytes)
+    host_pool = allocate_pool(max(1, limits.host_blocks), geometry.block_bytes)
+    link = DuplexLink(
+        device_pool,
+        host_pool,
+        h2d_bytes_per_s=config.pools.h2d_bytes_per_s,
+        d2h_bytes_per_s=config.pools.d2h_bytes_per_s,
+    )
+    stack.callback(link.close)
+    return link, device_pool
+
+
+_WORLDS: dict[str, Callable[[Config, Limits, Clock, ExitStack], _World]] = {
+    "native": _native,
+    "pattern": _pattern,
+    "sim": _sim,
+}

@@ -1,0 +1,101 @@
+"""C12: rotation, eviction, chunking and overlap change nothing a client can see, and no byte of KV.
+
+200 requests of random lengths and arrivals, HBM from 1.2x of the largest upward, every policy, depth 1
+and 2, over the native lanes: same tokens and same block hashes as a run in which nobody ever leaves HBM.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from superinfer_trt.core.geometry import Geometry
+from superinfer_trt.core.request import Request
+from superinfer_trt.core.units import MILLISECOND
+from superinfer_trt.core.view import Limits
+from superinfer_trt.engine.pattern import PatternEngine
+from superinfer_trt.sched.registry import POLICIES, make_policy
+from superinfer_trt.transfer.native import DuplexLink
+from superinfer_trt.transfer.pools import allocate_pool
+from support.requests import random_requests
+from support.world import Box, BoxClock, HashingEngine, Result, all_done
+
+BLOCK = 16
+VOCABULARY = 1_000
+GEOMETRY = Geometry(layers=2, kv_heads=2, head_dim=16, element_bytes=2, block_tokens=BLOCK)
+
+
+def run(
+    requests: list[Request], policy: str, hbm_blocks: int, dram_blocks: int, depth: int
+) -> tuple[Result, dict[tuple[int, int], str]]:
+    """One world over real bytes; returns what came of it and the hash of every full block."""
+    chosen = make_policy(policy)
+    limits = Limits(
+        step_tokens=64,
+        seats=16,
+        block_tokens=BLOCK,
+        device_blocks=hbm_blocks,
+        host_blocks=dram_blocks if chosen.rotates else 0,
+    )
+    device = allocate_pool(hbm_blocks, GEOMETRY.block_bytes)
+    host = allocate_pool(max(1, limits.host_blocks), GEOMETRY.block_bytes)
+    device.fill(0xAA)
+    link = DuplexLink(device, host, h2d_bytes_per_s=0, d2h_bytes_per_s=0)
+    clock = BoxClock()
+    pattern = PatternEngine(GEOMETRY, device, vocabulary=VOCABULARY, context_tokens_max=4_096)
+    engine = HashingEngine(pattern, device, clock, step_ns=8 * MILLISECOND)
+    try:
+        result = Box(chosen, engine, link, limits, depth=depth, clock=clock).run(requests)
+    finally:
+        link.close()
+    return result, engine.hashes
+
+
+@cache
+def world(seed: int) -> list[Request]:
+    return random_requests(seed, 200, vocabulary=VOCABULARY)
+
+
+def largest_blocks(requests: list[Request]) -> int:
+    return max(-(-(len(r.prompt) + r.sampling.max_tokens) // BLOCK) for r in requests)
+
+
+@cache
+def unrotated(seed: int) -> tuple[Result, dict[tuple[int, int], str]]:
+    requests = world(seed)
+    result, hashes = run(requests, "fcfs", 200 * largest_blocks(requests), 0, 1)
+    assert all_done(result)
+    assert not result.rotations
+    assert not result.evictions
+    return result, hashes
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("factor", [1.2, 2.5, 6.0])
+def test_same_tokens_and_same_bytes(policy: str, depth: int, factor: float) -> None:
+    seed = 7
+    requests = world(seed)
+    hbm_blocks = int(np.ceil(factor * largest_blocks(requests)))
+    expected, hashes = unrotated(seed)
+    result, moved_hashes = run(requests, policy, hbm_blocks, 12 * hbm_blocks, depth)
+    assert all_done(result)
+    assert result.tokens == expected.tokens
+    assert moved_hashes == hashes
+    if factor < 6:
+        assert result.rotations + result.evictions > 0, "the pressure was too low to show anything"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_crowd_rotates_often(depth: int) -> None:
+    """All at once, and an HBM for one and a bit: rotasched serves everybody and loses nothing."""
+    requests = random_requests(3, 60, vocabulary=VOCABULARY, span_ms=1)
+    hbm_blocks = int(np.ceil(1.2 * largest_blocks(requests)))
+    expected, hashes = run(requests, "fcfs", 60 * largest_blocks(requests), 0, 1)
+    result, moved_hashes = run(requests, "rotasched", hbm_blocks, 40 * hbm_blocks, depth)
+    assert all_done(result)
+    assert result.tokens == expected.tokens
+    assert moved_hashes == hashes
+    assert result.rotations >= 100
