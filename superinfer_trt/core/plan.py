@@ -7,6 +7,7 @@ TensorRT-LLM, and can be logged, diffed, broadcast and replayed (docs/adr/0001).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from superinfer_trt.core.units import Nanos, RequestId
 
@@ -81,17 +82,14 @@ class Plan:
             ("in", _ids(self.rotate_in)),
             ("sync", ",".join(f"{s.id}:{s.first}+{s.count}" for s in self.sync)),
             ("evict", _ids(self.evict)),
-            ("reject", ",".join(f"{r.id}:{r.reason.replace(' ', '_')}" for r in self.reject)),
+            ("reject", ",".join(f"{r.id}:{quote(r.reason, safe='')}" for r in self.reject)),
         )
         body = " ".join(f"{name}={text}" for name, text in fields if text)
         return f"turn={self.turn} now={self.now} {body or 'idle'}"
 
 
 def parse_line(line: str) -> Plan:
-    """The plan of a `Plan.line()`. Raises ValueError for anything else.
-
-    Blanks in a rejection's reason come back as underscores.
-    """
+    """The plan of a `Plan.line()`, exactly. Raises ValueError for anything else."""
     words = dict(word.split("=", 1) for word in line.split() if word != "idle")
 
     def ids(key: str) -> tuple[RequestId, ...]:
@@ -118,7 +116,7 @@ def parse_line(line: str) -> Plan:
             rotate_in=ids("in"),
             sync=tuple(SyncRun(*run) for run in runs("sync")),
             evict=ids("evict"),
-            reject=tuple(Rejection(RequestId(int(i)), why) for i, why in rejections),
+            reject=tuple(Rejection(RequestId(int(i)), unquote(why)) for i, why in rejections),
         )
     except KeyError as error:
         raise ValueError(f"not a plan line (no {error}): {line[:80]!r}") from error
