@@ -1,0 +1,48 @@
+// Which kernel sets this CPU can run.
+#include <stdexcept>
+
+#include "sets.h"
+
+namespace superinfer::cpu {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+std::vector<const Kernels*> find_supported(Dtype dtype) {
+  std::vector<const Kernels*> sets;
+  const bool bf16 = dtype == Dtype::kBf16;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (bf16 && has_avx512_bf16()) sets.push_back(&kAvx512Bf16PairBf16);
+  if (has_avx512()) sets.push_back(bf16 ? &kAvx512Bf16 : &kAvx512Fp32);
+  if (has_avx2()) sets.push_back(bf16 ? &kAvx2Bf16 : &kAvx2Fp32);
+#endif
+  sets.push_back(bf16 ? &kPortableBf16 : &kPortableFp32);
+  return sets;
+}
+
+}  // namespace
+
+std::vector<const Kernels*> supported_kernels(Dtype dtype) { return find_supported(dtype); }
+
+const Kernels& select_kernels(const std::string& name, Dtype dtype) {
+  const std::vector<const Kernels*> sets = supported_kernels(dtype);
+  if (name == "auto") return *sets.front();
+  std::string known = "auto";
+  for (const Kernels* set : sets) {
+    if (name == set->name) return *set;
+    known += std::string(", ") + set->name;
+  }
+  throw std::invalid_argument("kernels: '" + name + "' is not one of " + known);
+}
+
+}  // namespace superinfer::cpu

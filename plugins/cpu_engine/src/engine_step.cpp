@@ -1,0 +1,209 @@
+// What every thread does in a step. Stages are divided over the threads by Team::share and separated
+// by Team::sync; whatever allocates has been done before.
+#include <algorithm>
+#include <utility>
+
+#include "engine.h"
+
+namespace superinfer::cpu {
+
+unsigned char* Engine::activations(Buffer& buffer, std::ptrdiff_t row, std::ptrdiff_t ld) const {
+  return buffer.as<unsigned char>() +
+         static_cast<std::size_t>(row * ld) * kernels_.activation_bytes;
+}
+
+void Engine::gemm(Path& path, const Matrix& weights, Gemm g) {
+  g.weights = weights.data();
+  g.depth = weights.depth();
+  share(path, weights.panels(), [&](std::ptrdiff_t panel) {
+    g.panel_begin = panel;
+    g.panel_end = panel + 1;
+    kernels_.gemm(g);
+  });
+}
+
+std::size_t Engine::stages() const {
+  const std::size_t mlp = model_.shape().experts > 0 ? 6 : 2;
+  return 1 + model_.layers().size() * (6 + mlp) + 3;
+}
+
+void Engine::work(int thread) noexcept {
+  Path path{thread, 0};
+  const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
+  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) {
+    model_.embed(tokens_[static_cast<std::size_t>(row)].id, hidden_.as<float>() + row * ld);
+  });
+  team_.sync();
+  for (std::size_t layer = 0; layer < model_.layers().size(); ++layer) run_layer(path, layer);
+  if (!sampled_.empty()) run_head(path);
+}
+
+void Engine::norm_rows(Path& path, const std::vector<float>& weight) {
+  const Shape& s = model_.shape();
+  const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
+  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) {
+    kernels_.norm(hidden_.as<float>() + row * ld, weight.data(), s.hidden, s.norm_eps,
+                  activations(normed_, row, ld));
+  });
+  team_.sync();
+}
+
+void Engine::run_layer(Path& path, std::size_t index) {
+  const Shape& s = model_.shape();
+  const Layer& layer = model_.layers()[index];
+  const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
+  norm_rows(path, layer.attention_norm);
+  Gemm g;
+  g.rows = std::ssize(tokens_);
+  g.x = normed_.as<void>();
+  g.ld_x = ld;
+  g.epilogue = Epilogue::kStore;
+  g.bias = s.qkv_bias ? layer.qkv_bias.data() : nullptr;
+  g.out = qkv_.as<float>();
+  g.ld_out = round_up(s.qkv_columns(), kPanel);
+  gemm(path, layer.qkv, g);
+  team_.sync();
+  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) { rotate_row(index, row); });
+  team_.sync();
+  share(path, std::ssize(blocks_of_queries_) * s.kv_heads,
+        [&](std::ptrdiff_t item) { attend(path.thread, index, item); });
+  team_.sync();
+  g.x = attended_.as<void>();
+  g.ld_x = round_up(s.query_columns(), kDepthStep);
+  g.epilogue = Epilogue::kAdd;
+  g.bias = nullptr;
+  g.out = hidden_.as<float>();
+  g.ld_out = ld;
+  gemm(path, layer.o, g);
+  team_.sync();
+  norm_rows(path, layer.mlp_norm);
+  if (s.experts > 0) {
+    run_experts(path, layer);
+  } else {
+    run_dense(path, layer);
+  }
+  team_.sync();
+}
+
+void Engine::rotate_row(std::size_t layer, std::ptrdiff_t row) {
+  const Shape& s = model_.shape();
+  const Token& token = tokens_[static_cast<std::size_t>(row)];
+  const std::size_t half = s.block_elements() * element_bytes(dtype_);  // K (or V) of one layer
+  const std::size_t token_bytes = half / static_cast<std::size_t>(s.block_tokens);
+  const auto slot = static_cast<std::size_t>(token.slots[token.position / s.block_tokens]);
+  const auto offset = static_cast<std::size_t>(token.position % s.block_tokens);
+  Rope rope;
+  rope.qkv = qkv_.as<float>() + row * round_up(s.qkv_columns(), kPanel);
+  rope.cosine = model_.cosine(token.position);
+  rope.sine = model_.sine(token.position);
+  rope.heads = s.heads;
+  rope.kv_heads = s.kv_heads;
+  rope.head_dim = s.head_dim;
+  rope.q = activations(query_, row, s.query_columns());
+  rope.key = pool_ + slot * block_bytes(s, dtype_) + layer * 2 * half + offset * token_bytes;
+  rope.value = rope.key + half;
+  kernels_.rope(rope);
+}
+
+void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
+  const Shape& s = model_.shape();
+  const QueryBlock& block = blocks_of_queries_[static_cast<std::size_t>(item / s.kv_heads)];
+  const std::ptrdiff_t head = item % s.kv_heads;
+  const Token& token = tokens_[static_cast<std::size_t>(block.first)];
+  const std::size_t half = s.block_elements() * element_bytes(dtype_);
+  const std::ptrdiff_t ld_out = round_up(s.query_columns(), kDepthStep);
+  const std::size_t column = static_cast<std::size_t>(head * s.group() * s.head_dim);
+  Attention a;
+  a.q = activations(query_, block.first, s.query_columns()) + column * kernels_.activation_bytes;
+  a.ld_q = s.query_columns();
+  a.out = activations(attended_, block.first, ld_out) + column * kernels_.activation_bytes;
+  a.ld_out = ld_out;
+  a.queries = block.count;
+  a.position = token.position;
+  a.group = s.group();
+  a.head_dim = s.head_dim;
+  a.kv.pool = pool_ + layer * 2 * half +
+              static_cast<std::size_t>(head * s.head_dim) * element_bytes(dtype_);
+  a.kv.block_bytes = block_bytes(s, dtype_);
+  a.kv.value_offset_bytes = half;
+  a.kv.token_bytes = half / static_cast<std::size_t>(s.block_tokens);
+  a.kv.block_tokens = s.block_tokens;
+  a.kv.slots = token.slots;
+  a.scratch = attention_scratch_[static_cast<std::size_t>(thread)].as<void>();
+  kernels_.attention(a);
+}
+
+void Engine::run_dense(Path& path, const Layer& layer) {
+  const Shape& s = model_.shape();
+  Gemm g;
+  g.rows = std::ssize(tokens_);
+  g.x = normed_.as<void>();
+  g.ld_x = round_up(s.hidden, kDepthStep);
+  g.epilogue = Epilogue::kSiluMul;
+  g.act = middle_.as<void>();
+  g.ld_act = round_up(s.intermediate, kDepthStep);
+  gemm(path, layer.gate_up[0], g);
+  team_.sync();
+  g.x = middle_.as<void>();
+  g.ld_x = g.ld_act;
+  g.epilogue = Epilogue::kAdd;
+  g.out = hidden_.as<float>();
+  g.ld_out = round_up(s.hidden, kDepthStep);
+  gemm(path, layer.down[0], g);
+}
+
+void Engine::run_head(Path& path) {
+  const Shape& s = model_.shape();
+  const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
+  const std::ptrdiff_t sampled = std::ssize(sampled_);
+  share(path, sampled, [&](std::ptrdiff_t index) {
+    const float* row = hidden_.as<float>() + last_row_[static_cast<std::size_t>(index)] * ld;
+    kernels_.norm(row, model_.norm().data(), s.hidden, s.norm_eps,
+                  activations(head_input_, index, ld));
+  });
+  team_.sync();
+  Gemm g;
+  g.rows = sampled;
+  g.x = head_input_.as<void>();
+  g.ld_x = ld;
+  g.epilogue = Epilogue::kHead;
+  g.columns = s.vocabulary;
+  g.best_value = best_value_.as<float>() + path.thread * sampled;
+  g.best_id = best_id_.as<std::int32_t>() + path.thread * sampled;
+  g.logits = logits_of_.data();
+  gemm(path, model_.head(), g);
+  team_.sync();
+  share(path, sampled, [&](std::ptrdiff_t index) {
+    sample_row(path.thread, static_cast<std::size_t>(index));
+  });
+}
+
+void Engine::keep_failure(std::exception_ptr failure) {
+  const std::scoped_lock lock(failure_mutex_);
+  if (!failure_) failure_ = std::move(failure);
+}
+
+void Engine::sample_row(int thread, std::size_t index) {
+  const std::size_t sampled = sampled_.size();
+  float best = best_value_.as<float>()[index];
+  std::int32_t id = best_id_.as<std::int32_t>()[index];
+  for (std::size_t t = 1; t < static_cast<std::size_t>(threads()); ++t) {
+    const float value = best_value_.as<float>()[t * sampled + index];
+    const std::int32_t other = best_id_.as<std::int32_t>()[t * sampled + index];
+    if (value > best || (value == best && other < id)) {
+      best = value;
+      id = other;
+    }
+  }
+  drawn_[index].token = id;
+  if (logits_of_[index] == nullptr) return;
+  try {
+    float* scratch = sample_scratch_[static_cast<std::size_t>(thread)].as<float>();
+    drawn_[index] = draw(kernels_, logits_of_[index], model_.shape().vocabulary, id,
+                         input_.rows[sampled_[index]].choice, scratch);
+  } catch (...) {
+    keep_failure(std::current_exception());
+  }
+}
+
+}  // namespace superinfer::cpu

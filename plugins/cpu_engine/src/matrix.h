@@ -1,0 +1,48 @@
+// A weight matrix in panels of 32 output columns, read strictly forward by the kernels.
+//
+// Layout: [panel][depth / pair][32][pair], pair = 2 for bf16 and 1 for fp32; outputs are padded to
+// 32 and the depth to 32 with zeros.
+#pragma once
+
+#include <cstddef>
+
+#include "memory.h"
+#include "shape.h"
+
+namespace superinfer::cpu {
+
+// Where source rows go among the output columns.
+enum class Placement {
+  kPlain,  // row r to column first + r
+  kGate,   // row r to column r / 16 * 32 + r % 16
+  kUp,     // row r to column r / 16 * 32 + 16 + r % 16
+};
+
+class Matrix {
+ public:
+  Matrix() = default;
+  Matrix(std::ptrdiff_t outputs, std::ptrdiff_t depth, Dtype dtype);
+
+  // Stores rows row_begin .. row_end - 1 of source[][source_depth]. Different rows may be stored by
+  // different threads at once only when they lie in different panels.
+  void store_rows(const float* source, std::ptrdiff_t source_depth, std::ptrdiff_t row_begin,
+                  std::ptrdiff_t row_end, Placement placement, std::ptrdiff_t first);
+  // The weights of one output, as stored: out[depth].
+  void read_row(std::ptrdiff_t output, float* out) const;
+
+  const void* data() const { return data_.as<void>(); }
+  std::ptrdiff_t panels() const { return panels_; }
+  std::ptrdiff_t depth() const { return depth_; }
+  std::size_t bytes() const { return data_.bytes(); }
+
+ private:
+  Buffer data_;
+  std::ptrdiff_t panels_ = 0;
+  std::ptrdiff_t depth_ = 0;
+  Dtype dtype_ = Dtype::kBf16;
+};
+
+// Nearest bf16, ties to even; a NaN stays a NaN.
+std::uint16_t bf16_of(float value);
+
+}  // namespace superinfer::cpu

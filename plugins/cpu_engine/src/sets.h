@@ -1,0 +1,18 @@
+// The tables that this build has; which of them the CPU can run is for dispatch.cpp to say.
+#pragma once
+
+#include "kernels.h"
+
+namespace superinfer::cpu {
+
+extern const Kernels kPortableBf16;
+extern const Kernels kPortableFp32;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Bf16;
+extern const Kernels kAvx2Fp32;
+extern const Kernels kAvx512Bf16;
+extern const Kernels kAvx512Fp32;
+extern const Kernels kAvx512Bf16PairBf16;
+#endif
+
+}  // namespace superinfer::cpu

@@ -1,0 +1,141 @@
+// Register tiles of up to 12 rows by 32 columns in AVX-512. See body_gemm.h for the contract.
+#pragma once
+
+#include "body_math.h"
+
+namespace superinfer::cpu {
+namespace {
+
+inline void prefetch_lines(const void* p, std::ptrdiff_t offset_bytes) {
+  const char* at = static_cast<const char*>(p) + offset_bytes;
+  _mm_prefetch(at, _MM_HINT_T0);
+  _mm_prefetch(at + 64, _MM_HINT_T0);
+}
+
+// How far ahead of its use a panel is fetched, bytes.
+constexpr std::ptrdiff_t kAhead = 6144;
+
+template <int R>
+struct Accumulators {
+  __m512 v[std::size_t{R}][2];
+};
+
+template <int R>
+inline void spill(const Accumulators<R>& acc, float* c, std::ptrdiff_t ld_c) {
+#pragma GCC unroll 12
+  for (std::ptrdiff_t r = 0; r < R; ++r) {
+    _mm512_storeu_ps(c + r * ld_c, acc.v[r][0]);
+    _mm512_storeu_ps(c + r * ld_c + 16, acc.v[r][1]);
+  }
+}
+
+template <int R>
+inline Accumulators<R> zeroes() {
+  Accumulators<R> acc;
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) acc.v[r][0] = acc.v[r][1] = _mm512_setzero_ps();
+  return acc;
+}
+
+#ifdef __AVX512BF16__
+template <int R, bool First>
+inline void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+  Accumulators<R> acc = zeroes<R>();
+  for (std::ptrdiff_t k = 0; k < depth; k += 2) {
+    if (First) prefetch_lines(b, kAhead);
+    const auto b0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b));
+    const auto b1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + 32));
+#pragma GCC unroll 12
+    for (std::ptrdiff_t r = 0; r < R; ++r) {
+      std::uint32_t pair;
+      __builtin_memcpy(&pair, a + r * ld_a + k, 4);
+      const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
+      acc.v[r][0] = _mm512_dpbf16_ps(acc.v[r][0], x, b0);
+      acc.v[r][1] = _mm512_dpbf16_ps(acc.v[r][1], x, b1);
+    }
+    b += 64;
+  }
+  spill<R>(acc, c, ld_c);
+}
+#endif
+
+template <int R, bool First>
+inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+  Accumulators<R> acc = zeroes<R>();
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  for (std::ptrdiff_t k = 0; k < depth; k += 2) {
+    if (First) prefetch_lines(b, kAhead);
+    const __m512i b0 = _mm512_loadu_si512(b);
+    const __m512i b1 = _mm512_loadu_si512(b + 32);
+    const __m512 even0 = _mm512_castsi512_ps(_mm512_slli_epi32(b0, 16));
+    const __m512 even1 = _mm512_castsi512_ps(_mm512_slli_epi32(b1, 16));
+    const __m512 odd0 = _mm512_castsi512_ps(_mm512_and_si512(b0, high));
+    const __m512 odd1 = _mm512_castsi512_ps(_mm512_and_si512(b1, high));
+#pragma GCC unroll 12
+    for (std::ptrdiff_t r = 0; r < R; ++r) {
+      const __m512 x = _mm512_set1_ps(a[r * ld_a + k]);
+      acc.v[r][0] = _mm512_fmadd_ps(x, even0, acc.v[r][0]);
+      acc.v[r][1] = _mm512_fmadd_ps(x, even1, acc.v[r][1]);
+    }
+#pragma GCC unroll 12
+    for (std::ptrdiff_t r = 0; r < R; ++r) {
+      const __m512 x = _mm512_set1_ps(a[r * ld_a + k + 1]);
+      acc.v[r][0] = _mm512_fmadd_ps(x, odd0, acc.v[r][0]);
+      acc.v[r][1] = _mm512_fmadd_ps(x, odd1, acc.v[r][1]);
+    }
+    b += 64;
+  }
+  spill<R>(acc, c, ld_c);
+}
+
+template <int R, bool First>
+inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+  Accumulators<R> acc = zeroes<R>();
+  for (std::ptrdiff_t k = 0; k < depth; ++k) {
+    if (First) prefetch_lines(b, kAhead);
+    const __m512 b0 = _mm512_loadu_ps(b);
+    const __m512 b1 = _mm512_loadu_ps(b + 16);
+#pragma GCC unroll 12
+    for (std::ptrdiff_t r = 0; r < R; ++r) {
+      const __m512 x = _mm512_set1_ps(a[r * ld_a + k]);
+      acc.v[r][0] = _mm512_fmadd_ps(x, b0, acc.v[r][0]);
+      acc.v[r][1] = _mm512_fmadd_ps(x, b1, acc.v[r][1]);
+    }
+    b += 32;
+  }
+  spill<R>(acc, c, ld_c);
+}
+
+template <class Flavour>
+struct Tile {
+  using A = typename Flavour::Activation;
+  using B = typename Flavour::Weight;
+  static constexpr std::ptrdiff_t kRows = 12;
+  static constexpr bool kEven = true;
+
+  static void enter() {}
+
+  template <int R>
+  static void choose(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
+                     std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool first) {
+    if constexpr (R > 1) {
+      if (rows < R) return choose<R - 1>(rows, a, ld_a, b, depth, c, ld_c, first);
+    }
+    if (first) {
+      tile_rows<R, true>(Flavour{}, a, ld_a, b, depth, c, ld_c);
+    } else {
+      tile_rows<R, false>(Flavour{}, a, ld_a, b, depth, c, ld_c);
+    }
+  }
+
+  static void run(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
+                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool first) {
+    choose<kRows>(rows, a, ld_a, b, depth, c, ld_c, first);
+  }
+};
+
+}  // namespace
+}  // namespace superinfer::cpu
