@@ -71,6 +71,14 @@ def thousandths(field: str, factor: float, least: float = -math.inf) -> int:
     return round(factor * THOUSAND)
 
 
+def fraction(field: str, part: float) -> int:
+    """`part` in whole thousandths; raises ConfigError unless 0 <= part < 1."""
+    result = thousandths(field, part, 0.0)
+    if result >= THOUSAND:
+        raise ConfigError(f"{field}: {part!r} is not less than 1")
+    return result
+
+
 def whole(field: str, value: object, least: int) -> None:
     """Raises ConfigError unless `value` is an integer >= `least`."""
     if isinstance(value, bool) or not isinstance(value, int):

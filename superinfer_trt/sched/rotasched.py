@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.view import View
 from superinfer_trt.sched.budget import Budget
@@ -55,6 +56,8 @@ class RotaSchedParameters:
         if self.transfer_blocks is not None:
             whole("transfer_blocks", self.transfer_blocks, 1)
         whole("min_stint_tokens", self.min_stint_tokens, 1)
+        if not isinstance(self.eager_sync, bool):
+            raise ConfigError(f"eager_sync: {self.eager_sync!r} is neither true nor false")
 
     def lag(self) -> VirtualLag:
         """The lag formulas with these factors."""

@@ -19,19 +19,19 @@ from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.view import Order, View
 from superinfer_trt.sched.budget import Budget
 from superinfer_trt.sched.fcfs import arrival
-from superinfer_trt.sched.lag import THOUSAND, stay_began, thousandths
+from superinfer_trt.sched.lag import THOUSAND, fraction, stay_began
 from superinfer_trt.sched.waiting_first import last_token
 
 
 @dataclass(frozen=True, slots=True)
 class SwappedFirstParameters:
-    """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark, in
-    thousandths. Raises ConfigError otherwise."""
+    """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark < 1,
+    rounded to thousandths. Raises ConfigError otherwise."""
 
     watermark: float = 0.01
 
     def __post_init__(self) -> None:
-        thousandths("watermark", self.watermark, 0.0)
+        fraction("watermark", self.watermark)
 
 
 class SwappedFirst:
@@ -43,7 +43,7 @@ class SwappedFirst:
 
     def __init__(self, parameters: SwappedFirstParameters | None = None) -> None:
         self.parameters = parameters or SwappedFirstParameters()
-        self._watermark = thousandths("watermark", self.parameters.watermark)
+        self._watermark = fraction("watermark", self.parameters.watermark)
 
     def __call__(self, view: View) -> Plan:
         reserve = self._watermark * view.limits.device_blocks // THOUSAND

@@ -22,18 +22,18 @@ from superinfer_trt.core.units import Nanos
 from superinfer_trt.core.view import Candidate, Order, View
 from superinfer_trt.sched.budget import Budget
 from superinfer_trt.sched.fcfs import arrival
-from superinfer_trt.sched.lag import THOUSAND, stay_began, thousandths
+from superinfer_trt.sched.lag import THOUSAND, fraction, stay_began
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingFirstParameters:
-    """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark, in
-    thousandths. Raises ConfigError otherwise."""
+    """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark < 1,
+    rounded to thousandths. Raises ConfigError otherwise."""
 
     watermark: float = 0.01
 
     def __post_init__(self) -> None:
-        thousandths("watermark", self.watermark, 0.0)
+        fraction("watermark", self.watermark)
 
 
 def last_token(candidate: Candidate) -> Nanos:
@@ -50,7 +50,7 @@ class WaitingFirst:
 
     def __init__(self, parameters: WaitingFirstParameters | None = None) -> None:
         self.parameters = parameters or WaitingFirstParameters()
-        self._watermark = thousandths("watermark", self.parameters.watermark)
+        self._watermark = fraction("watermark", self.parameters.watermark)
 
     def __call__(self, view: View) -> Plan:
         reserve = self._watermark * view.limits.device_blocks // THOUSAND

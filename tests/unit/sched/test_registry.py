@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.sched.registry import POLICIES, make_policy
+from superinfer_trt.sched.rotasched import RotaSchedParameters
+
+
+def test_names() -> None:
+    assert list(POLICIES) == ["rotasched", "fcfs", "waiting-first", "swapped-first"]
+    for name in POLICIES:
+        assert make_policy(name).name == name
+    assert [make_policy(n).rotates for n in POLICIES] == [True, False, True, True]
+
+
+def test_defaults_are_the_papers() -> None:
+    parameters = make_policy("rotasched").parameters
+    assert parameters == RotaSchedParameters(alpha=3, beta_ttft=0.5, beta_tbt=0, transfer_blocks=None)
+    assert make_policy("rotasched", alpha=1).parameters == RotaSchedParameters(alpha=1)
+
+
+def test_an_unknown_policy_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'lvf' is unknown; known: rotasched, fcfs, waiting-first, swapped"):
+        make_policy("lvf")
+
+
+def test_an_unknown_parameter_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'beta' is unknown; known: alpha, beta_ttft"):
+        make_policy("rotasched", beta=1)
+    with pytest.raises(ConfigError, match="'alpha' is unknown; known: none"):
+        make_policy("fcfs", alpha=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("rotasched", "alpha", 0),
+        ("rotasched", "alpha", float("nan")),
+        ("rotasched", "beta_ttft", float("inf")),
+        ("rotasched", "transfer_blocks", 0),
+        ("rotasched", "transfer_blocks", "many"),
+        ("rotasched", "min_stint_tokens", 0),
+        ("rotasched", "eager_sync", "yes"),
+        ("waiting-first", "watermark", -0.1),
+        ("swapped-first", "watermark", 1.0),
+    ],
+)
+def test_a_bad_value_names_its_field(name: str, field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        make_policy(name, **{field: value})
