@@ -29,7 +29,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         strftime_now: Callable[[str], str] | None = None,
     ) -> None:
-        """`special_tokens` by Hugging Face's names (bos_token, ...). Raises ModelError when it is not valid."""
+        """`special_tokens` by Hugging Face's names (bos_token, ...). Raises ModelError for a bad source."""
         if len(source) > SOURCE_CHARACTERS_MAX:
             raise ModelError(f"chat template: {len(source)} characters, at most {SOURCE_CHARACTERS_MAX}")
         self._special = dict(special_tokens)

@@ -29,6 +29,8 @@ HF_ARCHITECTURES = {
     "MixtralForCausalLM": "mixtral",
 }
 JSON_BYTES_MAX = 64 << 20
+_DEFAULTS = {"llama": (1e-6, 1e4), "qwen2": (1e-6, 1e4), "mixtral": (1e-5, 1e6)}
+"""rms_norm_eps and rope_theta where config.json leaves them out, as in transformers."""
 
 
 class FolderWeights:
@@ -162,8 +164,8 @@ class _Fields:
         self.path = path
         self.values = _json(path)
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name)
+    def whole(self, name: str, default: int | None = None, of: Mapping[str, Any] | None = None) -> int:
+        value = (self.values if of is None else of).get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool):
             raise ModelError(f"{self.path}: {name} is {value!r}, expected a whole number")
@@ -198,7 +200,8 @@ def _config(folder: Path, tensors: Mapping[str, TensorFile]) -> ModelConfig:
     hidden = fields.whole("hidden_size")
     if heads < 1:
         raise ModelError(f"{fields.path}: num_attention_heads is {heads}, expected >= 1")
-    rope, rope_theta = _rope(fields)
+    default_eps, default_theta = _DEFAULTS[architecture]
+    rope, rope_theta = _rope(fields, default_theta)
     config = ModelConfig(
         name=folder.resolve().name,
         architecture=architecture,
@@ -211,7 +214,7 @@ def _config(folder: Path, tensors: Mapping[str, TensorFile]) -> ModelConfig:
         vocabulary=fields.whole("vocab_size"),
         context_tokens_max=fields.whole("max_position_embeddings"),
         rope_theta=rope_theta,
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.number("rms_norm_eps", default_eps),
         tied_embedding=fields.flag("tie_word_embeddings"),
         qkv_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
         experts=fields.whole("num_local_experts") if architecture == "mixtral" else 0,
@@ -234,7 +237,9 @@ def _refuse_variants(fields: _Fields, called: str) -> None:
             f"a checkpoint quantised by {name!r}", "F32, F16, BF16 safetensors, or a GGUF file"
         )
     window = fields.values.get("sliding_window")
-    switched_on = called != "Qwen2ForCausalLM" or fields.flag("use_sliding_window")
+    kinds = fields.values.get("layer_types") or []
+    sliding = "sliding_attention" in kinds if isinstance(kinds, list) else True
+    switched_on = called != "Qwen2ForCausalLM" or fields.flag("use_sliding_window") or sliding
     context = fields.whole("max_position_embeddings")
     if switched_on and isinstance(window, int) and window < context:
         raise fields.refuse(f"sliding window attention ({window} tokens)", "full attention")
@@ -242,14 +247,14 @@ def _refuse_variants(fields: _Fields, called: str) -> None:
         raise fields.refuse("partial_rotary_factor", "1.0")
 
 
-def _rope(fields: _Fields) -> tuple[Mapping[str, Any], float]:
+def _rope(fields: _Fields, default: float) -> tuple[Mapping[str, Any], float]:
     """(scaling section, theta). Version 5 of transformers keeps both in `rope_parameters`."""
     newer = fields.values.get("rope_parameters")
     older = fields.values.get("rope_scaling")
     section = newer if newer is not None else older if older is not None else {}
     if not isinstance(section, dict):
         raise ModelError(f"{fields.path}: the rope scaling is not an object")
-    theta = fields.number("rope_theta", fields.number("rope_theta", 10_000.0, section))
+    theta = fields.number("rope_theta", fields.number("rope_theta", default, section))
     return section, theta
 
 
@@ -263,7 +268,7 @@ def _rope_scaling(fields: _Fields, section: Mapping[str, Any]) -> RopeScaling | 
         factor=fields.number("factor", None, section),
         low_freq_factor=fields.number("low_freq_factor", None, section),
         high_freq_factor=fields.number("high_freq_factor", None, section),
-        original_context=int(fields.number("original_max_position_embeddings", None, section)),
+        original_context=fields.whole("original_max_position_embeddings", of=section),
     )
 
 
