@@ -30,7 +30,11 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.view import View
 from superinfer_trt.sched.budget import Budget
-from superinfer_trt.sched.lag import VirtualLag, thousandths, whole
+from superinfer_trt.sched.lag import THOUSAND, VirtualLag, thousandths, whole
+
+HBM_SHARE_THOUSANDTHS = 150
+"""Part of HBM that may change hands in one turn when B_xfer is found automatically: the paper's 2400
+blocks of the about 15,800 that 66 GB of KV are. On a small pool a fast link would empty it each turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class RotaSchedParameters:
     `alpha`: weight of rotary requests against waiting ones, > 0. `beta_ttft` (beta_F), `beta_tbt`
     (beta_B): the part of the TTFT / TBT objective that passes before lag counts; any sign. All three
     are rounded to thousandths. `transfer_blocks` (B_xfer): blocks that may be given up in one turn;
-    None: the smaller of the turn's two link allowances. `min_stint_tokens`: tokens a stay lasts at
-    least. `eager_sync`: copy full blocks to DRAM ahead of need.
+    None: the smaller of the turn's two link allowances, and at most 15 % of HBM. `min_stint_tokens`:
+    tokens a stay lasts at least. `eager_sync`: copy full blocks to DRAM ahead of need.
     """
 
     alpha: float = 3.0
@@ -105,7 +109,8 @@ class RotaSched:
         now = view.now
         transfer_blocks = self.parameters.transfer_blocks
         if transfer_blocks is None:
-            transfer_blocks = min(view.link_out_blocks, view.link_in_blocks)
+            share = view.limits.device_blocks * HBM_SHARE_THOUSANDTHS // THOUSAND
+            transfer_blocks = min(view.link_out_blocks, view.link_in_blocks, share)
         left = budget.free + budget.coming + transfer_blocks
         owed = taken = 0  # blocks of those who must wait for slots; blocks of all that were taken
         waiting, rotary = budget.waiting(), budget.rotary()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from superinfer_trt.core.phase import Phase
+from superinfer_trt.core.plan import Rejection
 from superinfer_trt.core.units import MILLISECOND, RequestId
 from superinfer_trt.core.view import CandidateValue, Limits, View
 from superinfer_trt.sched.registry import make_policy
 from unit.sched.views import decode, line, plan_of, prefill, rotary, waiting
 
-ROTA = make_policy("rotasched", eager_sync=False)
+ROTA = make_policy("rotasched", transfer_blocks=100, eager_sync=False)
 
 
 def test_room_for_all_is_first_come_first_served() -> None:
@@ -87,7 +88,24 @@ def test_transfer_blocks_bound_who_is_taken() -> None:
         rotary(4, 7, silent_since=200),
     )
     assert line(plan_of(policy, *candidates, now=3_700, device=4)) == "decode=2 out=1"
-    assert line(plan_of(ROTA, *candidates, now=3_700, device=4)) == "out=1,2"  # B_xfer auto: the link
+    assert line(plan_of(ROTA, *candidates, now=3_700, device=4)) == "out=1,2"
+
+
+def test_auto_is_what_the_links_hide_and_a_part_of_hbm() -> None:
+    # 40 blocks: 15 % are 6, of the three rotary ones of 3 blocks two are taken, each for one victim.
+    auto = make_policy("rotasched", eager_sync=False)
+    candidates = (
+        *(decode(id, 31, since=100 + id, stint=3) for id in range(1, 6)),
+        *(rotary(id, 11, silent_since=100) for id in (7, 8, 9)),
+    )
+    assert line(plan_of(auto, *candidates, now=3_700, device=40)) == "decode=2,3,4,5 out=1"
+    literal = line(plan_of(ROTA, *candidates, now=3_700, device=40))
+    assert literal == "decode=3,4,5 out=1,2"
+    # A link with an allowance of 2 blocks takes only the most urgent one. Nobody is larger than it here.
+    small = (decode(1, 3, since=100, stint=3), decode(2, 3, since=101, stint=3))
+    candidates = (*small, *(rotary(id, 3, silent_since=100) for id in (7, 8)))
+    assert line(plan_of(ROTA, *candidates, now=3_700, device=2)) == "out=1,2"
+    assert line(plan_of(auto, *candidates, now=3_700, device=2, link_in=1)) == "decode=2 out=1"
 
 
 def test_the_most_urgent_may_exceed_transfer_blocks_alone() -> None:
@@ -108,7 +126,7 @@ def test_a_stay_lasts_a_token() -> None:
         rotary(3, 7, silent_since=100),
     )
     assert line(plan_of(ROTA, *candidates, now=3_700, device=4)) == "decode=1 out=2"
-    longer = make_policy("rotasched", min_stint_tokens=2, eager_sync=False)
+    longer = make_policy("rotasched", transfer_blocks=100, min_stint_tokens=2, eager_sync=False)
     assert line(plan_of(longer, *candidates, now=3_700, device=4)) == "decode=1,2"
 
 
@@ -212,7 +230,9 @@ def test_eager_sync_spends_what_is_left_oldest_stay_first() -> None:
 
 def test_one_that_never_fits_is_refused_with_the_numbers() -> None:
     plan = plan_of(ROTA, waiting(1, 16, since=0, limit=2), waiting(2, 4, since=1), now=10, device=4)
-    assert line(plan) == ("admit=2 prefill=2:0+4 reject=1:needs_5_KV_blocks_at_its_end,_the_HBM_pool_has_4")
+    assert plan.admit == (2,)
+    reason = "needs 5 KV blocks at its end, the HBM pool has 4"
+    assert plan.reject == (Rejection(RequestId(1), reason),)
 
 
 def test_the_backlog_is_not_walked() -> None:
