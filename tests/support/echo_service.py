@@ -7,8 +7,7 @@ request ends exactly once; `endings` says how.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from superinfer_trt.core.errors import RefusalCode, Refused
@@ -224,28 +223,29 @@ MODEL = ModelConfig(
 class EchoService:
     """serve.service.Service over an EchoExecutor."""
 
-    def __init__(self, outbox: Outbox, *, requests_max: int = 1 << 20, text: bool = True) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        requests_max: int = 1 << 20,
+        text: bool = True,
+        device_blocks: int = 64,
+        context_tokens_max: int = 4096,
+    ) -> None:
         self.clock = SystemClock()
         self.inbox = BoundedInbox(self.clock, requests_max)
         self.executor = EchoExecutor(self.inbox, outbox, self.clock)
         self.driver = EchoDriver(self.executor, self.inbox, self.clock)
         self.tokenizer = LetterTokenizer() if text else None
         self.model = replace(MODEL) if text else None
-        self.limits = Limits(step_tokens=512, seats=64, block_tokens=16, device_blocks=64, host_blocks=128)
+        self.limits = Limits(
+            step_tokens=512, seats=64, block_tokens=16, device_blocks=device_blocks, host_blocks=128
+        )
         self.vocabulary = 256
-        self.context_tokens_max = 4096
+        self.context_tokens_max = context_tokens_max
         self.engine = "echo"
         self.policy = "none"
         self.driver.start()
 
     def close(self) -> None:
         self.driver.stop()
-
-
-@contextmanager
-def echo_service(outbox: Outbox, **options: int | bool) -> Iterator[EchoService]:
-    service = EchoService(outbox, **options)  # type: ignore[arg-type]
-    try:
-        yield service
-    finally:
-        service.close()

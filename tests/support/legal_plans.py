@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from random import Random
 
 from superinfer_trt.core.check import check_plan
 from superinfer_trt.core.errors import InvariantViolation
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.plan import Chunk, Plan, Rejection, SyncRun
-from superinfer_trt.core.view import Candidate, View
+from superinfer_trt.core.view import Candidate, Order, View
 
 Draw = Callable[[int], int]
 """draw(n) is an integer in 0 .. n - 1."""
@@ -73,3 +74,24 @@ def _decoding(plan: Plan, candidate: Candidate, draw: Draw) -> Plan | None:
     if candidate.remaining_tokens > 0:
         return dataclasses.replace(plan, decode=(*plan.decode, id))
     return plan
+
+
+class RandomPolicy:
+    """Any legal plan, at random: not pure, not fair, but the ledger has to be able to do it."""
+
+    name = "random"
+    rotates = True
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+        self.order = Order(
+            waiting=lambda c: c.arrival, rotary=lambda c: c.last_token, running=lambda c: c.run_start
+        )
+
+    def __call__(self, view: View) -> Plan:
+        """The best of a few draws, so that an idle plan with work to do is rare."""
+        for _ in range(50):
+            plan = random_legal_plan(view, self._random.randrange)
+            if not plan.idle:
+                return plan
+        return plan

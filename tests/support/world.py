@@ -160,6 +160,7 @@ class Box:
                 each_turn(self)
             turns += 1
             assert turns < turns_max, f"not drained after {turns} turns; newest: {self.lines[-5:]}"
+        self.ledger.land(())  # what the last turn evicted comes free with the next
         self.ledger.audit()
         assert self.ledger.empty, "slots leaked (C2)"
         assert len(self.streams.endings) == count, "a request was lost (C3)"
