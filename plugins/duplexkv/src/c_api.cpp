@@ -81,6 +81,9 @@ Status to_submission(const dkv_submission& given, duplexkv::Submission* out) {
       given.after == nullptr) {
     return fail(Status::Invalid, "submission: a NULL array");
   }
+  if (given.group_count > given.id_count) {
+    return fail(Status::Invalid, "submission: more groups than ids, some without blocks");
+  }
   out->source = {given.source, given.id_count};
   out->target = {given.target, given.id_count};
   out->offsets = {given.offsets, given.group_count + 1};
