@@ -29,7 +29,9 @@ from superinfer_trt.serve.streams import StreamOutbox
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 WATCH_PERIOD_S = 0.25
 CUT_GRACE_S = 5.0  # for the executor to end what was cut off
-SPARE_CALLS = 256  # beyond the live requests: stats, health, aborts, and those about to be refused
+PENDING_CALLS_MAX = 1 << 16
+"""Calls that wait for the servicer's attention. gRPC's own limits (1,000 to 3,000) answer a burst with
+CANCELLED, before the servicer can say RESOURCE_EXHAUSTED and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,9 @@ class Server:
         self._options = options
         self.servicer = Servicer(service, outbox, bounds_of(service, options), options.requests_max)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
-        self._server = grpc.aio.server(
-            options=_channel_options(options),
-            maximum_concurrent_rpcs=options.requests_max + SPARE_CALLS,
-        )
+        self._server = grpc.aio.server(options=_channel_options(options))
         self._watch: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Lock()
         self._stopped = False
         self.port = 0
 
@@ -100,9 +100,12 @@ class Server:
 
     async def stop(self) -> None:
         """Ends all calls with their endings, then the listener. Idempotent; leaves the service open."""
-        if self._stopped:
-            return
-        self._stopped = True
+        async with self._stopping:
+            if not self._stopped:
+                await self._stop()
+                self._stopped = True
+
+    async def _stop(self) -> None:
         self.servicer.drain()
         await self._set_health(serving=False)
         if self.servicer.live:
@@ -245,6 +248,8 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # or a second server would silently share the port
         ("grpc.max_receive_message_length", options.message_bytes_max),
         ("grpc.max_send_message_length", -1),
+        ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
         # a client that vanished without a word is found by pings
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),

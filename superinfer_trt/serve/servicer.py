@@ -7,6 +7,7 @@ through its inbox, and heard through the outbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import Abandoned, Stream, StreamOutbox
 
 INLINE_CHARS_MAX = 2048  # a longer text is tokenised off the event loop (about 1 ms)
+WATCHERS_MAX = 256
 PERIOD_MS_MIN, PERIOD_MS_MAX, PERIOD_MS_DEFAULT = 10, 3_600_000, 1000
 
 
@@ -55,6 +57,7 @@ class Servicer(ExecutorServiceServicer):
         self._ready_at = service.clock.now()
         self._refused = 0
         self._messages = 0
+        self._watchers = 0
 
     # ---- the calls -------------------------------------------------------------------------------
 
@@ -115,12 +118,17 @@ class Servicer(ExecutorServiceServicer):
         if not PERIOD_MS_MIN <= period_ms <= PERIOD_MS_MAX:
             why = f"must be {PERIOD_MS_MIN} to {PERIOD_MS_MAX}, not {period_ms}"
             await _abort(context, status_of(Refused(RefusalCode.INVALID, "period_ms", why)))
-        while not self._closing.is_set():
-            await context.write(pb.WatchStatsResponse(stats=self._stats()))
-            try:
-                await asyncio.wait_for(self._closing.wait(), period_ms / 1000)
-            except asyncio.TimeoutError:
-                continue
+        if self._watchers >= WATCHERS_MAX:
+            why = f"{WATCHERS_MAX} callers watch already"
+            await _abort(context, status_of(Refused(RefusalCode.QUEUE_FULL, "", why)))
+        self._watchers += 1
+        try:
+            while not self._closing.is_set():
+                await context.write(pb.WatchStatsResponse(stats=self._stats()))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), period_ms / 1000)
+        finally:
+            self._watchers -= 1
 
     # ---- what the server asks --------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ async def say(call: Any) -> Said:
     """Reads a call to its end, whatever that is."""
     said = Said()
     try:
-        async for response in call:
+        while (response := await call.read()) is not grpc.aio.EOF:
             said.take(response)
     except grpc.aio.AioRpcError as error:
         said.code, said.details = error.code(), error.details() or ""

@@ -1,0 +1,141 @@
+"""Any message at all: a request that keeps every limit, or Refused; never another exception (C3)."""
+
+from __future__ import annotations
+
+import math
+
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superinfer_trt.core.errors import Refused
+from superinfer_trt.core.model import Tokenizer
+from superinfer_trt.core.units import RequestId
+from superinfer_trt.serve.errors import status_of
+from superinfer_trt.serve.mapping import Accepted, Bounds, accept
+from superinfer_trt.serve.pb import executor_pb2 as pb
+from support.echo_service import LetterTokenizer
+
+u32 = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1))
+f32 = st.floats(width=32)
+maybe_tokenizer = st.sampled_from([None, LetterTokenizer()])
+bounds = st.builds(
+    Bounds,
+    vocabulary=st.integers(2, 1000),
+    context_tokens_max=st.integers(2, 500),
+    pool_tokens_max=st.integers(1, 500),
+    default_max_tokens=st.integers(1, 500),
+    model_stop_ids=st.frozensets(st.integers(0, 1), max_size=2),
+    seed=st.integers(0, 2**64 - 1),
+)
+sampling = st.builds(
+    pb.Sampling,
+    max_tokens=st.none() | u32,
+    temperature=f32,
+    top_k=u32,
+    top_p=st.none() | f32,
+    seed=st.none() | st.integers(0, 2**64 - 1),
+    stop_token_ids=st.lists(u32, max_size=70),
+    stop=st.lists(st.text(max_size=300), max_size=20),
+    ignore_eos=st.booleans(),
+    logprobs=st.none() | u32,
+)
+tame = st.builds(
+    pb.Sampling, max_tokens=st.none() | st.integers(1, 40), temperature=st.floats(0, 2, width=32)
+)
+chats = st.builds(
+    pb.Chat,
+    messages=st.lists(st.builds(pb.ChatMessage, role=st.text(max_size=40), content=st.text()), max_size=5),
+)
+prompts = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"text": st.text()}),
+    st.fixed_dictionaries({"chat": chats}),
+    st.fixed_dictionaries({"token_ids": st.builds(pb.TokenIds, ids=st.lists(u32, max_size=60))}),
+    st.fixed_dictionaries({"token_ids": st.builds(pb.TokenIds, ids=st.lists(st.integers(0, 1), min_size=1))}),
+)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> pb.GenerateRequest:
+    message = pb.GenerateRequest(
+        request_id=draw(st.text(max_size=140) | st.just("")),
+        tenant=draw(st.text(max_size=70) | st.just("")),
+        sampling=draw(sampling | tame),
+        **draw(prompts),
+    )
+    if draw(st.booleans()):
+        message.slo.ttft_ms = draw(st.floats())
+        message.slo.tbt_ms = draw(st.floats())
+    return message
+
+
+def check(message: pb.GenerateRequest, limits: Bounds, tokenizer: Tokenizer | None) -> bool:
+    """Whether it was accepted; all that core.Request promises is looked at."""
+    try:
+        accepted = accept(message, id=RequestId(1), arrival=0, bounds=limits, tokenizer=tokenizer)
+    except Refused as refusal:
+        refused = refusal
+    else:
+        check_accepted(accepted, limits)
+        return True
+    assert refused.field
+    assert refused.message
+    assert status_of(refused).trailers
+    return False
+
+
+def check_accepted(accepted: Accepted, limits: Bounds) -> None:
+    request = accepted.request
+    assert request.prompt
+    assert all(0 <= token < limits.vocabulary for token in request.prompt)
+    tokens = len(request.prompt) + request.sampling.max_tokens
+    assert tokens <= min(limits.context_tokens_max, limits.pool_tokens_max)
+    assert request.sampling.max_tokens >= 1
+    assert math.isfinite(request.sampling.temperature)
+    assert request.sampling.temperature >= 0
+    assert 0 < request.sampling.top_p <= 1
+    assert 0 <= request.sampling.top_k < limits.vocabulary
+    assert 0 <= request.sampling.seed < 2**64
+    assert all(token < limits.vocabulary for token in request.sampling.stop_ids)
+    assert -1 <= request.sampling.logprobs <= 20
+    assert request.slo.ttft > 0
+    assert request.slo.tbt > 0
+    assert all(accepted.stop)
+
+
+@given(messages(), bounds, maybe_tokenizer)
+@settings(max_examples=500)
+def test_any_message(message: pb.GenerateRequest, limits: Bounds, tokenizer: Tokenizer | None) -> None:
+    check(message, limits, tokenizer)
+
+
+@given(st.binary(max_size=400), bounds)
+@settings(max_examples=500)
+def test_any_bytes(wire: bytes, limits: Bounds) -> None:
+    try:
+        message = pb.GenerateRequest.FromString(wire)
+    except DecodeError:
+        return  # gRPC answers INTERNAL before the servicer is asked
+    check(message, limits, LetterTokenizer())
+
+
+@given(messages(), st.data())
+@settings(max_examples=200)
+def test_a_valid_message_with_one_byte_changed(message: pb.GenerateRequest, data: st.DataObject) -> None:
+    limits = Bounds(vocabulary=1 << 21, context_tokens_max=400, pool_tokens_max=400)
+    wire = bytearray(message.SerializeToString())
+    if wire:
+        at = data.draw(st.integers(0, len(wire) - 1))
+        wire[at] ^= data.draw(st.integers(1, 255))
+    try:
+        changed = pb.GenerateRequest.FromString(bytes(wire))
+    except DecodeError:
+        return
+    check(changed, limits, LetterTokenizer())
+
+
+def test_the_fuzz_reaches_both_answers() -> None:
+    limits = Bounds(vocabulary=256, context_tokens_max=64, pool_tokens_max=64)
+    assert check(pb.GenerateRequest(text="ab"), limits, LetterTokenizer())
+    assert not check(pb.GenerateRequest(), limits, LetterTokenizer())
