@@ -1,0 +1,272 @@
+"""What a turn costs the CPU besides the model: plan, check and apply, with a long backlog, in one run.
+
+The production executor, roster, ledger and policy run unchanged; the engine and the link do nothing (a
+step takes 70 ms and copies land in the next turn, on a clock that jumps). HBM holds about 512 running
+requests while as many are rotary; requests end and new ones are admitted each turn, and the backlog is
+kept at its length. Reported, as medians over the measured turns:
+
+plan       the policy alone
+check      view and check_plan
+apply      ledger, roster, copy lists and their submission
+sort       the plain way: every live request sorted by lag, on the same views
+
+    python benchmarks/planning.py [--json] [--policy rotasched] [--turns 300] [--waiting 10000,100000]
+        [--transfer-blocks 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from superinfer_trt.core.geometry import Geometry
+from superinfer_trt.core.outcome import Outcome, Sampled, TokenEvent
+from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.request import Request, Sampling
+from superinfer_trt.core.step import Batch, Copy, CopyDone, Direction
+from superinfer_trt.core.units import MILLISECOND, Nanos, Ticket
+from superinfer_trt.core.view import Limits, View
+from superinfer_trt.kv.ledger import KvLedger
+from superinfer_trt.runtime.doors import BoundedInbox
+from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.sched.lag import VirtualLag
+from superinfer_trt.sched.registry import AnyPolicy, make_policy
+
+STEP_NS = 70 * MILLISECOND
+PROMPT_TOKENS = 160
+OUTPUT_TOKENS = (32, 160)
+BLOCK_TOKENS = 16
+MEAN_BLOCKS = 13  # of a request half way through its output
+MAX_BLOCKS = 16  # of a request at its end, on average
+RUNNING = ROTARY = 512
+WARM_TURNS = 150
+
+
+class JumpingClock:
+    """Real time plus the steps that the engine pretends to take."""
+
+    def __init__(self) -> None:
+        self.skipped: Nanos = 0
+
+    def now(self) -> Nanos:
+        return time.perf_counter_ns() + self.skipped
+
+    def park(self, until: Nanos | None) -> None:
+        if until is not None:
+            self.skipped += max(0, until - self.now())
+
+    def wake(self) -> None:
+        pass
+
+
+class NoEngine:
+    """Gives every row that samples a token, at once."""
+
+    geometry = Geometry(64, 8, 128, 2, BLOCK_TOKENS)
+    vocabulary = 32_000
+    context_tokens_max = 1 << 20
+
+    def __init__(self, clock: JumpingClock) -> None:
+        self._clock = clock
+        self._air: Batch | None = None
+
+    def launch(self, batch: Batch) -> None:
+        self._air = batch
+
+    def collect(self) -> Outcome:
+        assert self._air is not None
+        self._clock.skipped += STEP_NS
+        token = Sampled(1)
+        return Outcome({row.id: token for row in self._air.rows if row.sample})
+
+    def close(self) -> None:
+        pass
+
+
+class NoLink:
+    """Copies land when they are next asked for and the batch they follow has ended."""
+
+    def __init__(self) -> None:
+        self._tickets = itertools.count()
+        self._air: list[tuple[int, Ticket]] = []
+        self._marked = -1
+        self.blocks = 0
+
+    def submit(self, direction: Direction, copies: Sequence[Copy]) -> Sequence[Ticket]:  # noqa: ARG002
+        tickets = [Ticket(next(self._tickets)) for _ in copies]
+        self._air += zip((copy.after for copy in copies), tickets, strict=True)
+        self.blocks += sum(len(copy.source) for copy in copies)
+        return tickets
+
+    def mark(self, turn: int) -> None:
+        self._marked = turn
+
+    def poll(self) -> Sequence[CopyDone]:
+        done = [CopyDone(ticket, ok=True) for after, ticket in self._air if after <= self._marked]
+        self._air = [entry for entry in self._air if entry[0] > self._marked]
+        return done
+
+    def link_bytes_per_s(self, direction: Direction) -> float:  # noqa: ARG002
+        return 180e9  # C2C, as measured by the paper
+
+    def close(self) -> None:
+        pass
+
+
+class NoReader:
+    """An outbox that counts endings."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    def emit(self, events: Sequence[TokenEvent]) -> None:
+        self.ended += sum(1 for event in events if event.ending is not None)
+
+
+class Timed:
+    """The policy under a stopwatch; keeps the sizes of what it saw."""
+
+    def __init__(self, policy: AnyPolicy) -> None:
+        self._policy = policy
+        self.name, self.order = policy.name, policy.order
+        self.plan_ns: list[Nanos] = []
+        self.sort_ns: list[Nanos] = []
+        self.sizes: list[tuple[int, int, int, int]] = []
+        self.sorting = False
+
+    def __call__(self, view: View) -> Plan:
+        begin = time.perf_counter_ns()
+        plan = self._policy(view)
+        self.plan_ns.append(time.perf_counter_ns() - begin)
+        moved = len(plan.admit) + len(plan.rotate_in) + len(plan.rotate_out)
+        self.sizes.append((len(view.running), len(view.rotary), len(view.waiting), moved))
+        if self.sorting:
+            begin = time.perf_counter_ns()
+            sort_all(view)
+            self.sort_ns.append(time.perf_counter_ns() - begin)
+        return plan
+
+
+def sort_all(view: View) -> list[tuple[int, int]]:
+    """The plain way: a lag for everybody, sorted; nobody is chosen yet."""
+    lag, now = VirtualLag(), view.now
+    lags = [(-lag.waiting(c, now), c.id) for c in view.waiting]
+    lags += [(-lag.rotary(c, now), c.id) for c in view.rotary]
+    lags += [(-lag.running(c, now), c.id) for c in view.running]
+    lags.sort()
+    return lags
+
+
+def requests(inbox: BoundedInbox, clock: JumpingClock) -> Iterator[Request]:
+    """Endless; prompts are of one length, outputs of many."""
+    rng = random.Random(42)
+    prompt = tuple(range(PROMPT_TOKENS))
+    while True:
+        sampling = Sampling(max_tokens=rng.randint(*OUTPUT_TOKENS))
+        yield Request(inbox.next_id(), prompt, sampling, arrival=clock.now())
+
+
+def measure(policy_name: str, waiting: int, turns: int, transfer_blocks: int | None) -> dict[str, object]:
+    """One line of figures for one length of the backlog."""
+    parameters = {"transfer_blocks": transfer_blocks} if policy_name == "rotasched" else {}
+    policy = make_policy(policy_name, **parameters)
+    device, moving = RUNNING * MEAN_BLOCKS, 0
+    if policy_name == "rotasched":  # those on the link hold HBM as well, and are in neither queue
+        moving = (transfer_blocks or device * 15 // 100) * 5 // 2
+        device += moving // 2
+    live_blocks = (RUNNING + ROTARY + moving // MEAN_BLOCKS) * MAX_BLOCKS
+    host = live_blocks - device + MAX_BLOCKS if policy.rotates else 0
+    limits = Limits(RUNNING + 1024, 2 * RUNNING, BLOCK_TOKENS, device, host)
+    clock, link, reader, timed = JumpingClock(), NoLink(), NoReader(), Timed(policy)
+    inbox = BoundedInbox(clock, 1 << 30)
+    executor = Executor(
+        Parts(clock, timed, KvLedger(limits), link, NoEngine(clock), inbox, reader, limits)  # type: ignore[arg-type]
+    )
+    source = requests(inbox, clock)
+    total = waiting + RUNNING + (ROTARY if policy.rotates else 0) + moving // MEAN_BLOCKS
+    for _ in range(total):
+        inbox.submit(next(source))
+    sent = total
+
+    def turn() -> tuple[Nanos, Nanos]:
+        nonlocal sent
+        plan_ns, apply_ns = executor.totals.plan_ns, executor.totals.apply_ns
+        executor.turn()
+        while sent - reader.ended < total:
+            inbox.submit(next(source))
+            sent += 1
+        return executor.totals.plan_ns - plan_ns, executor.totals.apply_ns - apply_ns
+
+    for _ in range(WARM_TURNS):
+        turn()
+    timed.plan_ns.clear()
+    timed.sizes.clear()
+    gc.collect()
+    gc.freeze()  # the backlog would be walked by every full collection
+    blocks, rotations = link.blocks, executor.totals.rotations_out
+    spent = [turn() for _ in range(turns)]
+    plan_ms = median(timed.plan_ns) / 1e6
+    both_ms = median(plan + apply for plan, apply in spent) / 1e6
+    sizes = [median(column) for column in zip(*timed.sizes, strict=True)]
+    rest = [plan - alone for (plan, _), alone in zip(spent, timed.plan_ns, strict=True)]
+    result: dict[str, object] = {
+        "policy": policy_name,
+        "running": sizes[0],
+        "rotary": sizes[1],
+        "waiting": sizes[2],
+        "moved_a_turn": sizes[3],
+        "blocks_copied_a_turn": round((link.blocks - blocks) / turns, 1),
+        "rotations_out_a_turn": round((executor.totals.rotations_out - rotations) / turns, 1),
+        "plan_ms": round(plan_ms, 3),
+        "check_ms": round(median(rest) / 1e6, 3),
+        "apply_ms": round(median(apply for _, apply in spent) / 1e6, 3),
+        "plan_check_apply_ms": round(both_ms, 3),
+    }
+    timed.sorting = True
+    for _ in range(max(5, turns // 20)):
+        turn()
+    gc.unfreeze()
+    result["sort_ms"] = round(median(timed.sort_ns) / 1e6, 3)
+    result["sort_over_plan"] = round(median(timed.sort_ns) / 1e6 / plan_ms, 1)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--policy", default="rotasched")
+    parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("--transfer-blocks", type=int, help="B_xfer of rotasched; without it: automatic")
+    parser.add_argument("--waiting", default="10000,100000", help="lengths of the backlog, comma separated")
+    arguments = parser.parse_args()
+    lengths = [int(word) for word in arguments.waiting.split(",")]
+    rows = [
+        measure(arguments.policy, length, arguments.turns, arguments.transfer_blocks) for length in lengths
+    ]
+    ratio = float(str(rows[-1]["plan_ms"])) / float(str(rows[0]["plan_ms"]))
+    result = {
+        "benchmark": "planning",
+        "turns": arguments.turns,
+        "rows": rows,
+        "last_over_first": round(ratio, 2),
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    for row in rows:
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    print(f"plan at the longest backlog / at the shortest: {ratio:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
