@@ -38,7 +38,8 @@ TESTED = {
     "C7": "tests/unit/core/test_check*.py",
     "C8": "tests/unit/core/test_phase.py",
     **dict.fromkeys(["C9", "C10"], "tests/props/test_plan*.py"),
-    **dict.fromkeys(["C11", "C12"], "tests/equiv/test_rotation*.py"),
+    "C11": "tests/equiv/test_determinism.py",
+    "C12": "tests/equiv/test_rotation*.py",
 }
 
 
