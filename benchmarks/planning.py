@@ -43,8 +43,8 @@ STEP_NS = 70 * MILLISECOND
 PROMPT_TOKENS = 160
 OUTPUT_TOKENS = (32, 160)
 BLOCK_TOKENS = 16
-MEAN_BLOCKS = 13  # of a request half way through its output
-MAX_BLOCKS = 16  # of a request at its end, on average
+MEAN_BLOCKS = 14  # of a live request (long outputs are live for longer)
+MAX_BLOCKS = 18  # of a live request at its end
 RUNNING = ROTARY = 512
 WARM_TURNS = 150
 
@@ -183,7 +183,8 @@ def measure(policy_name: str, waiting: int, turns: int, transfer_blocks: int | N
         device += moving // 2
     live_blocks = (RUNNING + ROTARY + moving // MEAN_BLOCKS) * MAX_BLOCKS
     host = live_blocks - device + MAX_BLOCKS if policy.rotates else 0
-    limits = Limits(RUNNING + 1024, 2 * RUNNING, BLOCK_TOKENS, device, host)
+    # Prompts are started as fast as the pools allow: were they scarce, nobody would have to leave.
+    limits = Limits(RUNNING + 8192, 2 * RUNNING, BLOCK_TOKENS, device, host)
     clock, link, reader, timed = JumpingClock(), NoLink(), NoReader(), Timed(policy)
     inbox = BoundedInbox(clock, 1 << 30)
     executor = Executor(
