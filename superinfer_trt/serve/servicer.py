@@ -38,6 +38,7 @@ class _Live:
     task: asyncio.Task[Any] | None
     writing_since: int = -1  # clock; -1: not in a write
     ended: bool = False
+    stalled: bool = False
 
 
 class Servicer(ExecutorServiceServicer):
@@ -76,7 +77,16 @@ class Servicer(ExecutorServiceServicer):
         else:
             output = Output(accepted, self._service.tokenizer)
             await context.send_initial_metadata(((REQUEST_ID_HEADER, name),))
-            await self._pump(live, stream, output, context)
+            try:
+                await self._pump(live, stream, output, context)
+            except asyncio.CancelledError:
+                if not live.stalled:
+                    raise
+                self._leave(name)  # its place is free, even if the reader never takes the status either
+                name = ""
+                await _abort(
+                    context, WireStatus(grpc.StatusCode.ABORTED, "the reader took nothing for too long")
+                )
             await self._close(output, context)
         finally:
             if name:
@@ -166,6 +176,7 @@ class Servicer(ExecutorServiceServicer):
         stalled = [v for v in self._live.values() if 0 <= v.writing_since < oldest and v.task is not None]
         for live in stalled:
             assert live.task is not None
+            live.stalled = True
             live.task.cancel()
         return len(stalled)
 

@@ -72,8 +72,9 @@ class ExecutorServiceServicer:
 
         Statuses: OK (stop, length, or cancelled by Abort); INVALID_ARGUMENT, UNIMPLEMENTED, ALREADY_EXISTS (refused, see
         the trailing metadata); RESOURCE_EXHAUSTED (queue full, or rejected by the policy: try again later);
-        UNAVAILABLE (the server drains); INTERNAL (the engine or the link failed). A request that had been accepted
-        gets its `ending` before a status other than OK as well, so that the work done is known.
+        UNAVAILABLE (the server drains); ABORTED (for a long time the caller did not read what was sent); INTERNAL (the
+        engine or the link failed). With RESOURCE_EXHAUSTED by the policy, INTERNAL and UNAVAILABLE an accepted request
+        gets its `ending` first, so that the work done is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
