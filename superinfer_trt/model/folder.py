@@ -236,12 +236,12 @@ def _refuse_variants(fields: _Fields, called: str) -> None:
         raise fields.refuse(
             f"a checkpoint quantised by {name!r}", "F32, F16, BF16 safetensors, or a GGUF file"
         )
-    window = fields.values.get("sliding_window")
     kinds = fields.values.get("layer_types") or []
     sliding = "sliding_attention" in kinds if isinstance(kinds, list) else True
     switched_on = called != "Qwen2ForCausalLM" or fields.flag("use_sliding_window") or sliding
     context = fields.whole("max_position_embeddings")
-    if switched_on and isinstance(window, int) and window < context:
+    window = fields.whole("sliding_window", context)
+    if switched_on and window < context:
         raise fields.refuse(f"sliding window attention ({window} tokens)", "full attention")
     if fields.number("partial_rotary_factor", 1.0) != 1.0:
         raise fields.refuse("partial_rotary_factor", "1.0")

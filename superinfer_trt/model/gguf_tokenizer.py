@@ -120,6 +120,10 @@ def _sentencepiece(keys: Keys, tokens: list[str], types: list[int]) -> Backend:
 
     vocabulary = _vocabulary(keys, tokens)
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
+    if keys.has("tokenizer.ggml.precompiled_charsmap") or keys.flag(
+        "tokenizer.ggml.remove_extra_whitespaces", False
+    ):
+        raise ModelError(f"{keys.source}: tokenizer 'llama' that rewrites its text is not supported")
     if sum(kind == _BYTE for kind in types) != 256:
         raise ModelError(f"{keys.source}: tokenizer 'llama' without 256 byte tokens is not supported")
     merges = _merges_by_score(keys, tokens, types, vocabulary)

@@ -47,7 +47,8 @@ class ModelTokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        """Whether chat() can work."""
+        return self._template is not None and not self._template.trouble
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, with BOS where the model wants it. Raises Refused for text that is not Unicode."""

@@ -50,6 +50,9 @@ def like(**changes: Any) -> ModelConfig:
     return dataclasses.replace(SHAPE, **changes)
 
 
+TENSORS = tensors()
+
+
 def folder(at: Path, kept: dict[str, np.ndarray] | None = None, **changes: Any) -> Path:
     config = {name: value for name, value in {**BASE, **changes}.items() if value is not None}
     (at / "config.json").write_text(json.dumps(config))
@@ -139,6 +142,32 @@ def test_llama_3_scaling_in_all_its_spellings(tmp_path: Path, changes: dict[str,
     config = FolderWeights(folder(tmp_path, **changes)).config
     assert config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
     assert config.rope_theta == 20000.0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    """head_dim sliding_window layer_types use_sliding_window quantization_config rope_scaling
+    rope_parameters partial_rotary_factor hidden_act num_local_experts""".split()
+    + list(BASE)
+)
+SECTIONS = st.fixed_dictionaries({"rope_type": st.just("llama3"), "factor": JSON, "low_freq_factor": JSON})
+
+
+@settings(max_examples=300)
+@given(changes=st.dictionaries(KEYS, JSON | SECTIONS, min_size=1, max_size=4))
+def test_any_configuration_gives_a_model_error_or_a_model(changes: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as at:
+        folder(Path(at), TENSORS)
+        (Path(at) / "config.json").write_text(json.dumps({**BASE, **changes}))
+        try:
+            weights = FolderWeights(Path(at))
+        except ModelError:  # and no other exception, ever
+            return
+        assert weights.config.hidden == 32
 
 
 def test_generation_config_has_the_last_word_on_stop_ids(tmp_path: Path) -> None:

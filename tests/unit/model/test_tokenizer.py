@@ -170,6 +170,14 @@ def test_without_a_template_a_conversation_is_refused(marked: ModelTokenizer) ->
     assert caught.value.code is RefusalCode.UNSUPPORTED
 
 
+def test_a_broken_template_leaves_the_rest_usable(place: Path) -> None:
+    tokenizer = build(place, {**byte_level_metadata(), "tokenizer.chat_template": "{% if %}"})
+    assert not tokenizer.has_chat_template
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+    with pytest.raises(Refused, match="chat template cannot be used"):
+        tokenizer.chat([{"role": "user", "content": "x"}])
+
+
 def test_text_that_is_not_unicode_is_refused(byte_level: ModelTokenizer) -> None:
     with pytest.raises(Refused, match="not valid Unicode"):
         byte_level.encode("a\ud800")
@@ -194,7 +202,6 @@ BAD = {
         "token twice",
     ),
     "no bos": ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 9999}, "names none"),
-    "a template": ({"tokenizer.chat_template": "{% if %}"}, "chat template"),
 }
 
 
@@ -263,3 +270,9 @@ def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
 def test_a_decoder_that_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"WordPiece.* is not supported; supported: ByteLevel"):
         folder_tokenizer(json_tokenizer(tmp_path, decoders.WordPiece()))
+
+
+def test_sentencepiece_that_rewrites_its_text_is_refused(tmp_path: Path) -> None:
+    metadata = {**sentencepiece_metadata(), "tokenizer.ggml.remove_extra_whitespaces": True}
+    with pytest.raises(ModelError, match="rewrites its text"):
+        build(tmp_path, metadata)
