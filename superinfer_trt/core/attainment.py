@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos, div_ceil
@@ -68,7 +69,7 @@ def ttft(times: RequestTimes) -> Nanos | None:
 
 def gaps(times: RequestTimes) -> list[Nanos]:
     """Times between two tokens: one less than there are tokens."""
-    return [after - before for before, after in zip(times.tokens, times.tokens[1:], strict=False)]
+    return [after - before for before, after in pairwise(times.tokens)]
 
 
 def ttft_met(times: RequestTimes) -> bool:
