@@ -187,6 +187,11 @@ double measure_copy() {
 }  // namespace
 
 NB_MODULE(_duplexkv, module) {
+#ifdef NDEBUG
+  // A daemon thread that is still in wait() when the interpreter ends holds its engine for ever.
+  // That is the program's business; a library prints nothing about it.
+  nb::set_leak_warnings(false);
+#endif
   module.attr("D2H") = static_cast<int>(DKV_D2H);
   module.attr("H2D") = static_cast<int>(DKV_H2D);
   module.attr("DONE") = static_cast<int>(DKV_DONE);

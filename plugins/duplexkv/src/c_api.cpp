@@ -79,10 +79,10 @@ duplexkv::EngineConfig to_engine_config(const dkv_config& given) {
 Status to_submission(const dkv_submission& given, duplexkv::Submission* out) {
   if (given.source == nullptr || given.target == nullptr || given.offsets == nullptr ||
       given.after == nullptr) {
-    return fail(Status::Invalid, "submission: a NULL array");
+    return fail(Status::Invalid, "submit: a NULL array");
   }
   if (given.group_count > given.id_count) {
-    return fail(Status::Invalid, "submission: more groups than ids, some without blocks");
+    return fail(Status::Invalid, "submit: more groups than ids, some are without blocks");
   }
   out->source = {given.source, given.id_count};
   out->target = {given.target, given.id_count};

@@ -1,5 +1,6 @@
 #include "copy.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -7,7 +8,15 @@
 
 // A thread sanitizer does not see non-temporal stores, so that it would miss races on what they
 // write: under it every copy is a memcpy.
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+#define DUPLEXKV_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define DUPLEXKV_THREAD_SANITIZER 1
+#endif
+#endif
+
+#if defined(__x86_64__) && !defined(DUPLEXKV_THREAD_SANITIZER)
 #define DUPLEXKV_STREAM 1
 #include <immintrin.h>
 #endif
