@@ -150,8 +150,18 @@ JSON = st.recursive(
     max_leaves=6,
 )
 KEYS = st.sampled_from(
-    """head_dim sliding_window layer_types use_sliding_window quantization_config rope_scaling
-    rope_parameters partial_rotary_factor hidden_act num_local_experts""".split()
+    [
+        "head_dim",
+        "sliding_window",
+        "layer_types",
+        "use_sliding_window",
+        "quantization_config",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "hidden_act",
+        "num_local_experts",
+    ]
     + list(BASE)
 )
 SECTIONS = st.fixed_dictionaries({"rope_type": st.just("llama3"), "factor": JSON, "low_freq_factor": JSON})
