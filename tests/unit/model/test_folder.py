@@ -151,6 +151,7 @@ JSON = st.recursive(
 )
 KEYS = st.sampled_from(
     [
+        *BASE,
         "head_dim",
         "sliding_window",
         "layer_types",
@@ -162,7 +163,6 @@ KEYS = st.sampled_from(
         "hidden_act",
         "num_local_experts",
     ]
-    + list(BASE)
 )
 SECTIONS = st.fixed_dictionaries({"rope_type": st.just("llama3"), "factor": JSON, "low_freq_factor": JSON})
 
