@@ -7,7 +7,7 @@ a request. Not thread-safe; `collect` parks on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from superinfer_trt.core.errors import ConfigError, EngineFailed, InvariantViolation
@@ -16,7 +16,7 @@ from superinfer_trt.core.outcome import Outcome, Sampled
 from superinfer_trt.core.ports import Clock
 from superinfer_trt.core.step import Batch
 from superinfer_trt.core.units import Nanos, RequestId
-from superinfer_trt.engine.token_hash import Recent, check_batch, sample, starts_off, states
+from superinfer_trt.engine.token_hash import Recent, check_batch, is_last, sample, starts_off, states
 
 Cost = Callable[[Batch], Nanos]
 
@@ -82,6 +82,7 @@ class _Flight:
     until: Nanos
     chains: Mapping[RequestId, tuple[int, int]]
     sampled: Mapping[RequestId, Sampled]
+    ended: Sequence[RequestId]
 
 
 class ModelledEngine:
@@ -147,6 +148,8 @@ class ModelledEngine:
             self._clock.wake()
         for id, chain in air.chains.items():
             self._chains.put(id, chain)
+        for id in air.ended:
+            self._chains.drop(id)
         return Outcome(air.sampled)
 
     def close(self) -> None:
@@ -166,4 +169,5 @@ class ModelledEngine:
             chains[row.id] = (row.start + len(row.tokens), state)
             if row.sample:
                 sampled[row.id] = sample(state, row.sampling, row.index, self._vocabulary)
-        return _Flight(self._clock.now() + self._cost(batch), chains, sampled)
+        ended = [row.id for row in batch.rows if row.sample and is_last(row, sampled[row.id].token)]
+        return _Flight(self._clock.now() + self._cost(batch), chains, sampled, ended)

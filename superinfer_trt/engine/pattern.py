@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from superinfer_trt.core.errors import ConfigError, EngineFailed, InvariantViolation
 from superinfer_trt.core.geometry import Geometry
-from superinfer_trt.core.outcome import Outcome
+from superinfer_trt.core.outcome import Outcome, Sampled
 from superinfer_trt.core.step import Batch, Row
+from superinfer_trt.core.units import RequestId
 from superinfer_trt.engine.token_hash import (
     Recent,
     Words,
     check_batch,
+    is_last,
     mix,
     sample,
     spread,
@@ -51,9 +53,9 @@ class PatternEngine:
     """See the module. `pool` is uint8 [device_blocks, block_bytes], C-contiguous and writable.
 
     History is verified at launch *and* at collect, and written at collect: whoever reads, overwrites or
-    moves a block while the batch is in the air is noticed. `requests_max` bounds the records kept; a
-    request whose record was dropped for newer ones ends in EngineFailed, so it must exceed the number
-    of requests that hold KV in either tier.
+    moves a block while the batch is in the air is noticed. A record is dropped with the last token; the
+    records of cancelled requests stay until `requests_max` newer ones came. A request whose record was
+    dropped ends in EngineFailed, so `requests_max` must well exceed the requests that hold KV.
     """
 
     def __init__(
@@ -124,17 +126,16 @@ class PatternEngine:
             raise air
         self._verify(air)
         self._write(air)
+        sampled: dict[RequestId, Sampled] = {}
         for share in air:
-            self._chains.put(share.row.id, share.chain)
-        return Outcome(
-            {
-                share.row.id: sample(
-                    int(share.chain[-1]), share.row.sampling, share.row.index, self._vocabulary
-                )
-                for share in air
-                if share.row.sample
-            }
-        )
+            row = share.row
+            self._chains.put(row.id, share.chain)
+            if row.sample:
+                made = sample(int(share.chain[-1]), row.sampling, row.index, self._vocabulary)
+                sampled[row.id] = made
+                if is_last(row, made.token):
+                    self._chains.drop(row.id)
+        return Outcome(sampled)
 
     def close(self) -> None:
         """Forgets everything. Idempotent."""

@@ -106,8 +106,13 @@ def starts_off(row: Row, known: int) -> EngineFailed:
     )
 
 
+def is_last(row: Row, token: int) -> bool:
+    """Whether the request ends with `token`, so that its record is not needed again."""
+    return row.index + 1 >= row.sampling.max_tokens or token in row.sampling.stop_ids
+
+
 class Recent(Generic[Kept]):
-    """The newest `limit` records by request; nobody tells an engine that a request has ended."""
+    """Records by request, the newest `limit`: nobody tells an engine that a request was cancelled."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -123,6 +128,10 @@ class Recent(Generic[Kept]):
         self._records[id] = record
         if len(self._records) > self._limit:
             del self._records[next(iter(self._records))]
+
+    def drop(self, id: RequestId) -> None:
+        """Keeps nothing of it; unknown ids are ignored."""
+        self._records.pop(id, None)
 
     def items(self) -> list[tuple[RequestId, Kept]]:
         """All, oldest first."""

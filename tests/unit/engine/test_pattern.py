@@ -231,12 +231,24 @@ def test_a_failed_batch_writes_nothing_and_forgets_nothing() -> None:
 
 def test_records_are_bounded_and_the_oldest_goes_first() -> None:
     engine, _ = make(requests_max=2)
-    jobs = [job(number, prompt=3, tokens=1, slots=(number,)) for number in range(3)]
+    jobs = [job(number, prompt=3, tokens=5, slots=(2 * number, 2 * number + 1)) for number in range(3)]
     for one in jobs:
         step(engine, [(one, 3)])
     step(engine, [(jobs[2], 1)])
     with pytest.raises(EngineFailed, match="request 0 goes on at position 3, but 0 positions"):
         run_rows(engine, [jobs[0].row(1)])
+
+
+def test_who_has_ended_costs_the_others_no_record() -> None:
+    engine, _ = make(requests_max=2)
+    parked = job(99, slots=(19, 21, 22, 23, 18))
+    step(engine, [(parked, 10)])
+    for number in range(10):
+        run_alone(engine, job(number))
+    ask = Sampling(max_tokens=50, stop_ids=frozenset(range(32_000)))
+    for number in range(10, 20):
+        run_rows(engine, [Job(RequestId(number), [1, 2], ask, [0]).row(2)])
+    assert len(run_alone(engine, parked)) == 8
 
 
 @pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 6, 12])
@@ -260,9 +272,11 @@ def test_groups_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = [job(number, prompt=13, slots=tuple(range(number * 6, number * 6 + 6))) for number in range(4)]
     engine, pool = make()
     assert run_mixed(engine, pieces, random.Random(3)) == whole
-    pool[pieces[3].slots[2], 5] ^= 1
+    again = [job(number, prompt=13, slots=tuple(range(number * 6, number * 6 + 6))) for number in range(4)]
+    step(engine, [(one, 13) for one in again])
+    pool[again[3].slots[2], 5] ^= 1
     with pytest.raises(EngineFailed, match="request 3 at position 8 "):
-        run_rows(engine, [piece.row(1) for piece in pieces])
+        run_rows(engine, [one.row(1) for one in again])
 
 
 def test_bad_pools_are_refused() -> None:
