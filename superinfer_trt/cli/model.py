@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from superinfer_trt.core.errors import ModelError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,12 +43,9 @@ def get(name: str, origin: Path | None, cache_dir: Path | None, as_json: bool) -
     """Fetch the model NAME into the cache (nothing is done if it is there and whole)."""
     from superinfer_trt.model.cache import ModelCache, known_model
 
-    try:
-        model = known_model(name)
-        cache = ModelCache(cache_dir)
-        path = cache.fetch(model, origin, None) if as_json else _fetch_visibly(cache, model, origin)
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
+    model = known_model(name)
+    cache = ModelCache(cache_dir)
+    path = cache.fetch(model, origin, None) if as_json else _fetch_visibly(cache, model, origin)
     if as_json:
         found = {"model": name, "path": str(path), "bytes": model.file_bytes, "sha256": model.sha256}
         click.echo(json.dumps({**found, "licence": model.licence}))
@@ -84,10 +79,7 @@ def info(name_or_path: str, block_tokens: int, kv_dtype: str, cache_dir: Path | 
     """Describe a model: NAME, a .gguf file, a Hugging Face folder, or a hub id."""
     from superinfer_trt.model.open import open_model
 
-    try:
-        facts = describe(open_model(name_or_path, cache_dir), block_tokens, {"bf16": 2, "fp32": 4}[kv_dtype])
-    except ModelError as error:
-        raise click.ClickException(str(error)) from error
+    facts = describe(open_model(name_or_path, cache_dir), block_tokens, {"bf16": 2, "fp32": 4}[kv_dtype])
     click.echo(json.dumps(facts)) if as_json else _print_table(facts)
 
 

@@ -95,7 +95,7 @@ class ModelCache:
     """Known models under one folder: `<root>/models/<name>/<file>`, with the licence beside the file."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = default_cache() if root is None else root
+        self.root = default_cache() if root is None else Path(root).expanduser()
 
     def path(self, model: KnownModel) -> Path:
         """Where the file is, or would be."""

@@ -19,6 +19,7 @@ from superinfer_trt.core.model import ModelConfig, RopeScaling
 from superinfer_trt.model.chat import ChatTemplate
 from superinfer_trt.model.quantisation import Floats
 from superinfer_trt.model.shapes import Shape, check_config, check_tensors
+from superinfer_trt.model.shown import shown
 from superinfer_trt.model.tensor_file import TensorFile
 from superinfer_trt.model.tokenizer import ModelTokenizer
 
@@ -58,7 +59,7 @@ class FolderWeights:
         """See core.model.Weights. A new array on every call; nothing is kept."""
         file = self._home.get(name)
         if file is None:
-            raise ModelError(f"{self._folder}: no tensor {name!r}")
+            raise ModelError(f"{self._folder}: no tensor {shown(name)}")
         return file.floats(name)
 
     def _shape_of(self, name: str) -> Shape | None:
@@ -148,11 +149,11 @@ def _tensor_homes(folder: Path) -> dict[str, TensorFile]:
     homes: dict[str, TensorFile] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ModelError(f"{index}: {name!r} is in {shard!r}, which is not a file name")
+            raise ModelError(f"{index}: {shown(name)} is in {shown(shard)}, which is not a file name")
         if shard not in files:
             files[shard] = TensorFile(folder / shard)
         if name not in files[shard].tensors:
-            raise ModelError(f"{index}: {shard} holds no tensor {name!r}")
+            raise ModelError(f"{index}: {shard} holds no tensor {shown(name)}")
         homes[name] = files[shard]
     return homes
 
@@ -168,14 +169,14 @@ class _Fields:
         value = (self.values if of is None else of).get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelError(f"{self.path}: {name} is {value!r}, expected a whole number")
+            raise ModelError(f"{self.path}: {name} is {shown(value)}, expected a whole number")
         return value
 
     def number(self, name: str, default: float | None, of: Mapping[str, Any] | None = None) -> float:
         value = (self.values if of is None else of).get(name)
         value = default if value is None else value
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ModelError(f"{self.path}: {name} is {value!r}, expected a number")
+            raise ModelError(f"{self.path}: {name} is {shown(value)}, expected a number")
         try:
             return float(value)
         except OverflowError as error:
@@ -194,7 +195,7 @@ def _config(folder: Path, tensors: Mapping[str, TensorFile]) -> ModelConfig:
     called = named[0] if isinstance(named, list) and isinstance(named[0], str) else str(named)
     architecture = HF_ARCHITECTURES.get(called)
     if architecture is None:
-        raise fields.refuse(f"architecture {called!r}", ", ".join(HF_ARCHITECTURES))
+        raise fields.refuse(f"architecture {shown(called)}", ", ".join(HF_ARCHITECTURES))
     _refuse_variants(fields, called)
     heads = fields.whole("num_attention_heads")
     hidden = fields.whole("hidden_size")
@@ -229,12 +230,12 @@ def _config(folder: Path, tensors: Mapping[str, TensorFile]) -> ModelConfig:
 def _refuse_variants(fields: _Fields, called: str) -> None:
     activation = fields.values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise fields.refuse(f"hidden_act {activation!r}", "silu")
+        raise fields.refuse(f"hidden_act {shown(activation)}", "silu")
     if fields.values.get("quantization_config"):
         method = fields.values["quantization_config"]
         name = method.get("quant_method") if isinstance(method, dict) else method
         raise fields.refuse(
-            f"a checkpoint quantised by {name!r}", "F32, F16, BF16 safetensors, or a GGUF file"
+            f"a checkpoint quantised by {shown(name)}", "F32, F16, BF16 safetensors, or a GGUF file"
         )
     kinds = fields.values.get("layer_types") or []
     sliding = "sliding_attention" in kinds if isinstance(kinds, list) else True
@@ -263,7 +264,7 @@ def _rope_scaling(fields: _Fields, section: Mapping[str, Any]) -> RopeScaling | 
     if kind == "default":
         return None
     if kind != "llama3":
-        raise fields.refuse(f"rope scaling {kind!r}", "default, llama3")
+        raise fields.refuse(f"rope scaling {shown(kind)}", "default, llama3")
     return RopeScaling(
         factor=fields.number("factor", None, section),
         low_freq_factor=fields.number("low_freq_factor", None, section),
@@ -279,5 +280,5 @@ def _stop_ids(folder: Path, fields: _Fields) -> frozenset[int]:
     value = fields.values.get("eos_token_id") if value is None else value
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        raise ModelError(f"{fields.path}: eos_token_id is {value!r}, expected a token id or a list of them")
+        raise ModelError(f"{fields.path}: eos_token_id is {shown(value)}, expected token ids")
     return frozenset(ids)

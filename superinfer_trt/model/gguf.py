@@ -27,6 +27,7 @@ from superinfer_trt.model.quantisation import (
     dequantise,
     supported_names,
 )
+from superinfer_trt.model.shown import shown
 
 Value: TypeAlias = "str | int | float | bool | list[str] | npt.NDArray[Any]"
 
@@ -89,11 +90,11 @@ class GgufFile:
         """
         entry = self.tensors.get(name)
         if entry is None:
-            raise ModelError(f"{self.path}: no tensor {name!r}")
+            raise ModelError(f"{self.path}: no tensor {shown(name)}")
         if part is None:
             return dequantise(entry.kind, self._data, entry.offset, entry.elements).reshape(entry.shape)
         if len(entry.shape) < 2 or not 0 <= part < entry.shape[0]:
-            raise ModelError(f"{self.path}: tensor {name!r} of shape {entry.shape} has no slice {part}")
+            raise ModelError(f"{self.path}: tensor {shown(name)} of shape {entry.shape} has no slice {part}")
         # rows are whole blocks (checked when opened), so a slice begins at a block
         elements = entry.elements // entry.shape[0]
         offset = entry.offset + part * entry.kind.bytes_for(elements)
@@ -147,30 +148,30 @@ class _Parser:
             raise self._fail(f"{what} is not UTF-8") from error
 
     def _value(self, key: str) -> Value:
-        number = self._scalar(_U32, f"type of {key!r}")
+        number = self._scalar(_U32, f"type of {shown(key)}")
         if number == _STRING:
-            return self._text(f"value of {key!r}")
+            return self._text(f"value of {shown(key)}")
         if number == _ARRAY:
             return self._array(key)
         code = _SCALARS.get(number)
         if code is None:
-            raise self._fail(f"{key!r} has the unknown value type {number}")
-        scalar: int | float | bool = self._scalar(code, f"value of {key!r}")
+            raise self._fail(f"{shown(key)} has the unknown value type {number}")
+        scalar: int | float | bool = self._scalar(code, f"value of {shown(key)}")
         return scalar
 
     def _array(self, key: str) -> Value:
-        number = self._scalar(_U32, f"element type of {key!r}")
-        count = self._scalar(_U64, f"length of {key!r}")
+        number = self._scalar(_U32, f"element type of {shown(key)}")
+        count = self._scalar(_U64, f"length of {shown(key)}")
         if number == _STRING:
             # each string takes at least its length field, so this bounds the list before it grows
             if count > (self._size - self._at) // _U64.size:
-                raise self._fail(f"{key!r} claims {count} strings, more than the file can hold")
-            what = f"string of {key!r}"
+                raise self._fail(f"{shown(key)} claims {count} strings, more than the file can hold")
+            what = f"string of {shown(key)}"
             return [self._text(what) for _ in range(count)]
         layout = _ARRAYS.get(number)
         if layout is None:
-            raise self._fail(f"{key!r} has the unknown element type {number}")
-        start = self._need(count * np.dtype(layout).itemsize, f"{count} elements of {key!r}")
+            raise self._fail(f"{shown(key)} has the unknown element type {number}")
+        start = self._need(count * np.dtype(layout).itemsize, f"{count} elements of {shown(key)}")
         array: npt.NDArray[Any] = np.frombuffer(self._data, layout, count, start).copy()
         return array
 
@@ -190,7 +191,7 @@ class _Parser:
         for _ in range(value_count):
             key = self._text("metadata key", KEY_BYTES_MAX)
             if key in metadata:
-                raise self._fail(f"metadata key {key!r} appears twice")
+                raise self._fail(f"metadata key {shown(key)} appears twice")
             metadata[key] = self._value(key)
         self._bound(tensor_count, _LEAST_TENSOR_BYTES, "tensors")
         lines = [self._line() for _ in range(tensor_count)]
@@ -199,7 +200,7 @@ class _Parser:
         tensors: dict[str, TensorEntry] = {}
         for line in lines:
             if line[0] in tensors:
-                raise self._fail(f"tensor {line[0]!r} appears twice")
+                raise self._fail(f"tensor {shown(line[0])} appears twice")
             tensors[line[0]] = self._entry(line, base, alignment)
         return GgufFile(self._path, self._data, version, metadata, tensors)
 
@@ -214,19 +215,19 @@ class _Parser:
             or not 0 < alignment <= ALIGNMENT_MAX
             or alignment & (alignment - 1)
         ):
-            raise self._fail(f"general.alignment is {alignment!r}, not a power of two <= {ALIGNMENT_MAX}")
+            raise self._fail(f"general.alignment is {shown(alignment)}, no power of two <= {ALIGNMENT_MAX}")
         return alignment
 
     def _line(self) -> _Line:
         name = self._text("tensor name", KEY_BYTES_MAX)
-        dimensions = self._scalar(_U32, f"dimension count of tensor {name!r}")
+        dimensions = self._scalar(_U32, f"dimension count of tensor {shown(name)}")
         if not 0 < dimensions <= DIMENSIONS_MAX:
             raise self._fail(
-                f"tensor {name!r} has {dimensions} dimensions, 1 to {DIMENSIONS_MAX} are allowed"
+                f"tensor {shown(name)} has {dimensions} dimensions, 1 to {DIMENSIONS_MAX} are allowed"
             )
-        sizes = [self._scalar(_U64, f"shape of tensor {name!r}") for _ in range(dimensions)]
-        number = self._scalar(_U32, f"type of tensor {name!r}")
-        return name, tuple(reversed(sizes)), number, self._scalar(_U64, f"offset of tensor {name!r}")
+        sizes = [self._scalar(_U64, f"shape of tensor {shown(name)}") for _ in range(dimensions)]
+        number = self._scalar(_U32, f"type of tensor {shown(name)}")
+        return name, tuple(reversed(sizes)), number, self._scalar(_U64, f"offset of tensor {shown(name)}")
 
     def _entry(self, line: _Line, base: int, alignment: int) -> TensorEntry:
         name, shape, number, offset = line
@@ -234,20 +235,20 @@ class _Parser:
         if kind is None:
             called = OTHER_NAMES.get(number, f"type {number}")
             raise ModelError(
-                f"{self._path}: tensor {name!r} is stored as {called}, which is not supported; "
+                f"{self._path}: tensor {shown(name)} is stored as {called}, which is not supported; "
                 f"supported: {supported_names()}"
             )
         elements = 1
         for size in shape:
             elements *= size
         if elements < 1 or shape[-1] % kind.block_elements:
-            raise self._fail(f"tensor {name!r} of shape {shape} cannot be stored as {kind.name}")
+            raise self._fail(f"tensor {shown(name)} of shape {shape} cannot be stored as {kind.name}")
         room = self._size - base - offset
         if kind.bytes_for(elements) > room:
             raise self._fail(
-                f"tensor {name!r} needs {kind.bytes_for(elements)} bytes from byte {base + offset}, "
+                f"tensor {shown(name)} needs {kind.bytes_for(elements)} bytes from byte {base + offset}, "
                 f"the file has {max(room, 0)} there (truncated?)"
             )
         if offset % alignment:
-            raise self._fail(f"tensor {name!r} at offset {offset} is not aligned to {alignment}")
+            raise self._fail(f"tensor {shown(name)} at offset {offset} is not aligned to {alignment}")
         return TensorEntry(name, shape, kind, base + offset, elements)

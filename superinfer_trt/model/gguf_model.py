@@ -22,6 +22,7 @@ from superinfer_trt.core.model import ModelConfig, RopeScaling
 from superinfer_trt.model.gguf import GgufFile, read_gguf
 from superinfer_trt.model.quantisation import Floats
 from superinfer_trt.model.shapes import Shape, check_config, check_tensors
+from superinfer_trt.model.shown import shown
 
 GGUF_ARCHITECTURES = ("llama", "qwen2")
 LLAMA3_ORIGINAL_CONTEXT = 8192
@@ -67,10 +68,10 @@ class Keys:
         value = self._metadata.get(key)
         if value is None:
             if default is None:
-                raise ModelError(f"{self.source}: metadata key {key!r} is missing")
+                raise ModelError(f"{self.source}: metadata key {shown(key)} is missing")
             return default
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise ModelError(f"{self.source}: metadata key {key!r} is not {what}")
+            raise ModelError(f"{self.source}: metadata key {shown(key)} is not {what}")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -96,7 +97,7 @@ class Keys:
         value = self.get(key, (int, np.ndarray), "a whole number", default)
         if isinstance(value, np.ndarray):
             if value.size == 0 or value.dtype.kind not in "iu" or (value != value[0]).any():
-                raise ModelError(f"{self.source}: {key!r} differs between layers, which is not supported")
+                raise ModelError(f"{self.source}: {shown(key)} differs between layers: not supported")
             return int(value[0])
         return int(value)
 
@@ -131,7 +132,7 @@ class GgufWeights:
         """See core.model.Weights. A new array on every call; nothing is kept."""
         place = self._place(name)
         if place is None:
-            raise ModelError(f"{self._keys.source}: no tensor {name!r}")
+            raise ModelError(f"{self._keys.source}: no tensor {shown(name)}")
         stored, part = place
         values = self._file.floats(stored, part)
         heads = self._interleaved_heads(name)
@@ -189,7 +190,7 @@ def _config(file: GgufFile, keys: Keys) -> ModelConfig:
     family = keys.text("general.architecture")
     if family not in GGUF_ARCHITECTURES:
         raise ModelError(
-            f"{keys.source}: architecture {family!r} is not supported; "
+            f"{keys.source}: architecture {shown(family)} is not supported; "
             f"supported: {', '.join(GGUF_ARCHITECTURES)}"
         )
     embedding = file.tensors.get("token_embd.weight")
@@ -204,7 +205,7 @@ def _config(file: GgufFile, keys: Keys) -> ModelConfig:
     head_dim = keys.whole(f"{family}.attention.key_length", hidden // heads)
     experts = keys.whole(f"{family}.expert_count", 0)
     if experts and family != "llama":
-        raise ModelError(f"{keys.source}: {experts} experts in architecture {family!r} are not supported")
+        raise ModelError(f"{keys.source}: experts in architecture {shown(family)} are not supported")
     _refuse_variants(keys, family, head_dim)
     config = ModelConfig(
         name=keys.text("general.name", file.path.stem),
@@ -240,7 +241,7 @@ def _refuse_variants(keys: Keys, family: str, head_dim: int) -> None:
     kind = keys.text(f"{family}.rope.scaling.type", "none")
     factor = keys.number(f"{family}.rope.scaling.factor", keys.number(f"{family}.rope.scale_linear", 1.0))
     if kind != "none" and not (kind == "linear" and factor == 1.0):
-        raise ModelError(f"{keys.source}: rope scaling {kind!r} is not supported; supported: none, llama3")
+        raise ModelError(f"{keys.source}: rope scaling {shown(kind)} is not supported; supported: llama3")
     for key in ("rope.dimension_count", "attention.value_length"):
         value = keys.whole(f"{family}.{key}", head_dim)
         if value != head_dim:

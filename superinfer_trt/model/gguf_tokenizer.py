@@ -14,6 +14,7 @@ from superinfer_trt.core.errors import ModelError
 from superinfer_trt.model.chat import ChatTemplate
 from superinfer_trt.model.gguf import GgufFile
 from superinfer_trt.model.gguf_model import Keys
+from superinfer_trt.model.shown import shown
 from superinfer_trt.model.tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def gguf_tokenizer(file: GgufFile, strftime_now: Callable[[str], str] | None = N
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:
         raise ModelError(
-            f"{keys.source}: tokenizer {kind!r} is not supported; supported: {', '.join(builders)}"
+            f"{keys.source}: tokenizer {shown(kind)} is not supported; supported: {', '.join(builders)}"
         )
     tokens = keys.texts("tokenizer.ggml.tokens")
     types = _types(keys, len(tokens))
@@ -92,7 +93,7 @@ def _byte_level(keys: Keys, tokens: list[str], _: list[int]) -> Backend:
     splits = _SPLITS.get(pre)
     if splits is None:
         raise ModelError(
-            f"{keys.source}: pre-tokenizer {pre!r} is not supported; supported: {', '.join(_SPLITS)}"
+            f"{keys.source}: pre-tokenizer {shown(pre)} is not supported; supported: {', '.join(_SPLITS)}"
         )
     merges = [_pair(keys, merge) for merge in keys.texts("tokenizer.ggml.merges")]
     model = models.BPE(_vocabulary(keys, tokens), merges, ignore_merges=pre in _WHOLE_WORDS)
@@ -110,7 +111,7 @@ def _pair(keys: Keys, merge: str) -> tuple[str, str]:
     left, space, right = merge.partition(" ")
     if not (left and space and right):
         raise ModelError(
-            f"{keys.source}: tokenizer.ggml.merges holds {merge[:80]!r}, which is not two tokens"
+            f"{keys.source}: tokenizer.ggml.merges holds {shown(merge)}, which is not two tokens"
         )
     return left, right
 

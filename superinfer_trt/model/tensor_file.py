@@ -16,6 +16,7 @@ from typing import Any
 
 from superinfer_trt.core.errors import ModelError
 from superinfer_trt.model.quantisation import QUANTISATIONS, Floats, Quantisation, dequantise
+from superinfer_trt.model.shown import shown
 
 HEADER_BYTES_MAX = 100_000_000  # the format's own limit
 DIMENSIONS_MAX = 8
@@ -58,10 +59,10 @@ class TensorFile:
         """A new float32 array in the stored shape. Raises ModelError when absent or of another type."""
         entry = self.tensors.get(name)
         if entry is None:
-            raise ModelError(f"{self.path}: no tensor {name!r}")
+            raise ModelError(f"{self.path}: no tensor {shown(name)}")
         if entry.kind is None:
             raise ModelError(
-                f"{self.path}: tensor {name!r} is stored as {entry.dtype}, which is not supported; "
+                f"{self.path}: tensor {shown(name)} is stored as {entry.dtype}, which is not supported; "
                 f"supported: {', '.join(STORAGE)}"
             )
         return dequantise(entry.kind, self._data, entry.offset, entry.elements).reshape(entry.shape)
@@ -95,16 +96,18 @@ class TensorFile:
         try:
             dtype, shape, (begin, end) = line["dtype"], tuple(line["shape"]), line["data_offsets"]
         except (TypeError, KeyError, ValueError) as error:
-            raise self._fail(f"tensor {name!r} has no dtype, shape and two data_offsets") from error
+            raise self._fail(f"tensor {shown(name)} has no dtype, shape and two data_offsets") from error
         whole = all(isinstance(value, int) and value >= 0 for value in (*shape, begin, end))
         if not isinstance(dtype, str) or not whole or len(shape) > DIMENSIONS_MAX:
-            raise self._fail(f"tensor {name!r} has dtype {dtype!r}, shape {shape} or offsets out of range")
+            raise self._fail(
+                f"tensor {shown(name)}: dtype {shown(dtype)}, shape {shown(shape)} or offsets out of range"
+            )
         if not begin <= end <= room:
-            raise self._fail(f"tensor {name!r} ends at byte {end} of {room} (truncated?)")
+            raise self._fail(f"tensor {shown(name)} ends at byte {shown(end)} of {room} (truncated?)")
         elements = 1
         for extent in shape:
             elements *= extent
         kind = STORAGE.get(dtype)
         if kind is not None and kind.bytes_for(elements) != end - begin:
-            raise self._fail(f"tensor {name!r} of shape {shape} is not {end - begin} bytes of {dtype}")
+            raise self._fail(f"tensor {shown(name)} of shape {shape} is not {end - begin} bytes of {dtype}")
         return StoredTensor(shape, dtype, kind, base + begin, elements)

@@ -178,3 +178,12 @@ def test_damage_gives_a_model_error_or_a_whole_model(data: bytes) -> None:
         stream = model.tokenizer.stream()
         ids = model.tokenizer.encode("hello 12")
         assert "".join([stream.push(id) for id in ids] + [stream.finish()]) == model.tokenizer.decode(ids)
+
+
+def test_a_message_is_short_and_one_line_whatever_the_file_holds(tmp_path: Path) -> None:
+    name = "a\nb" * 20_000
+    data = bad(header(values=1), text(name), struct.pack("<I", 77), bytes(8))
+    with pytest.raises(ModelError) as caught:
+        read_gguf(written(tmp_path, data))
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)

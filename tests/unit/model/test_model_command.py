@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from superinfer_trt.cli.model import model_group
+from superinfer_trt.cli import main
 from superinfer_trt.model import cache as cache_module
 from superinfer_trt.model.cache import KnownModel
 from support.gguf_writer import tiny_model
@@ -26,12 +26,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def run(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(model_group, words)
-    return result.exit_code, result.output
+Run = Callable[..., tuple[int, str]]
 
 
-def test_get_puts_the_file_in_place_and_says_where(tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `superinfer-trt model ...`; its exit code, and what it wrote to either stream."""
+
+    def command(*words: str) -> tuple[int, str]:
+        code = main.run(["model", *words])
+        return code, "".join(capsys.readouterr())
+
+    return command
+
+
+def test_get_puts_the_file_in_place_and_says_where(run: Run, tiny: Path, tmp_path: Path) -> None:
     where = ("--cache-dir", str(tmp_path / "cache"))
     code, output = run("get", "tiny", "--from", str(tiny), "--json", *where)
     assert code == 0
@@ -43,13 +52,13 @@ def test_get_puts_the_file_in_place_and_says_where(tiny: Path, tmp_path: Path) -
     assert answer["path"] in output.replace("\n", "")
 
 
-def test_get_of_an_unknown_name_is_one_line(tmp_path: Path) -> None:
+def test_get_of_an_unknown_name_is_one_line(run: Run, tmp_path: Path) -> None:
     code, output = run("get", "gpt9", "--cache-dir", str(tmp_path))
     assert code == 1
-    assert output == "Error: model 'gpt9' is not known; known: smollm2\n"
+    assert output == "error: model 'gpt9' is not known; known: smollm2\n"
 
 
-def test_info_for_programs(tiny: Path) -> None:
+def test_info_for_programs(run: Run, tiny: Path) -> None:
     code, output = run("info", str(tiny), "--json")
     assert code == 0
     facts = json.loads(output)
@@ -61,22 +70,22 @@ def test_info_for_programs(tiny: Path) -> None:
     assert facts["chat_template"] is True
 
 
-def test_info_follows_block_size_and_type(tiny: Path) -> None:
+def test_info_follows_block_size_and_type(run: Run, tiny: Path) -> None:
     facts = json.loads(run("info", str(tiny), "--json", "--block-tokens", "48", "--kv-dtype", "fp32")[1])
     assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
     assert facts["blocks_for_tokens"] == {"128": 3}
 
 
-def test_info_for_people(tiny: Path) -> None:
+def test_info_for_people(run: Run, tiny: Path) -> None:
     code, output = run("info", str(tiny))
     assert code == 0
     for word in ("mixtral", "experts", "bytes a token", "16 tokens", "F32 100.0 %"):
         assert word in output
 
 
-def test_info_of_a_corrupt_file_is_one_line(tmp_path: Path) -> None:
+def test_info_of_a_corrupt_file_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03")
     code, output = run("info", str(tmp_path / "bad.gguf"))
     assert code == 1
-    assert output.startswith("Error: ")
+    assert output.startswith("error: ")
     assert output.count("\n") == 1
