@@ -9,7 +9,6 @@ import grpc
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from typing_extensions import Self
 
 from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.load import Answer
@@ -33,7 +32,7 @@ class Watcher:
         self._stream = stub.WatchStats(pb.WatchStatsRequest(period_ms=PERIOD_MS))
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Watcher:  # noqa: PYI034  # typing.Self needs Python 3.11
         self._thread.start()
         return self
 
