@@ -14,6 +14,7 @@ import grpc
 from superinfer_trt.cli import load
 from superinfer_trt.cli.client import (
     CHANNEL_OPTIONS,
+    CallFailed,
     base_request,
     call_failed,
     request_options,
@@ -83,7 +84,7 @@ def bench(
     else:
         messages = load.synthetic_requests(base, info, arrivals, prompt_tokens, output_tokens)
     answers = _run(target, load.schedule(messages, arrivals), timeout_s, quiet=as_json)
-    _, after = _ask(target)
+    after = _stats_after(target)
     figures = load.result(answers, info, before, after)
     if outputs is not None:
         lines = (json.dumps(load.output_line(answer)) for answer in answers)
@@ -103,6 +104,15 @@ def _ask(target: str) -> tuple[pb.GetModelInfoResponse, pb.Stats]:
             return info, stub.GetStats(pb.GetStatsRequest(), timeout=10).stats
     except grpc.RpcError as error:
         raise call_failed(error, target) from error
+
+
+def _stats_after(target: str) -> pb.Stats | None:
+    """None when the server has gone meanwhile: what it did until then is still worth a report."""
+    try:
+        return _ask(target)[1]
+    except CallFailed as error:
+        error.show()
+        return None
 
 
 def _run(target: str, jobs: list[load.Job], timeout_s: float, *, quiet: bool) -> list[load.Answer]:

@@ -14,6 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # the target is what was said, whatever the environment says
     ("grpc.enable_retries", 0),  # a retried request would be measured, and billed, twice
 ]
 

@@ -213,10 +213,10 @@ def result(
     answers: Sequence[Answer],
     info: pb.GetModelInfoResponse,
     before: pb.Stats,
-    after: pb.Stats,
+    after: pb.Stats | None,
 ) -> dict[str, object]:
     """The figures of the run as one JSON object. Requests that their own caller cancelled are counted,
-    and are in no other figure but rotations and evictions of the server."""
+    and are in no other figure but the server's counters (None without `after`)."""
     measured = [answer for answer in answers if not answer.cancelled]
     failures = Counter(
         answer.status if answer.status != "OK" else "ending" for answer in measured if not answer.completed
@@ -225,9 +225,12 @@ def result(
     figures["requests"] = len(answers)
     figures["cancelled"] = len(answers) - len(measured)
     figures["failures"] = dict(failures)
-    figures["rotations"] = after.rotations_out - before.rotations_out
-    figures["evictions"] = after.evictions - before.evictions
-    figures["messages"] = after.messages - before.messages
+    for name, counter in (
+        ("rotations", "rotations_out"),
+        ("evictions", "evictions"),
+        ("messages", "messages"),
+    ):
+        figures[name] = getattr(after, counter) - getattr(before, counter) if after is not None else None
     figures["policy"], figures["engine"] = info.policy, info.engine
     figures["hbm_blocks"], figures["dram_blocks"] = info.device_blocks, info.host_blocks
     return figures

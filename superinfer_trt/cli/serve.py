@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.serve.server import Server, ServerOptions, run
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import StreamOutbox
+
+GIL_SWITCH_S = 0.001
+"""While the event loop is busy, each return of the driver from native code waits up to this long for
+the interpreter lock. Python's own 5 ms would be paid several times a turn."""
 
 
 @click.command("serve")
@@ -37,6 +42,7 @@ def serve(
     Everything else goes to stderr.
     """
     made = config.load(config_file, flags_of(values, assignments, policy_parameters))
+    sys.setswitchinterval(GIL_SWITCH_S)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     def make_service(outbox: StreamOutbox) -> Service:

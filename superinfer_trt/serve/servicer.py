@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,6 +25,8 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceServicer
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import Abandoned, Stream, StreamOutbox
+
+log = logging.getLogger(__name__)
 
 INLINE_CHARS_MAX = 2048  # a longer text is tokenised off the event loop (about 1 ms)
 WATCHERS_MAX = 256
@@ -66,31 +69,21 @@ class Servicer(ExecutorServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """Streams one request; the context's cancellation ends it in the executor too."""
-        name = ""
         try:
             name, live = self._enter(request)
-            accepted = await self._accept(request, live.id)
-            stream = self._submit(accepted)
+            try:
+                await self._generate(name, live, request, context)
+            finally:
+                self._leave(name, live)
+        except grpc.aio.AbortError:
+            raise
         except Refused as refusal:
             self._refused += 1
             await _abort(context, status_of(refusal))
-        else:
-            output = Output(accepted, self._service.tokenizer)
-            await context.send_initial_metadata(((REQUEST_ID_HEADER, name),))
-            try:
-                await self._pump(live, stream, output, context)
-            except asyncio.CancelledError:
-                if not live.stalled:
-                    raise
-                self._leave(name)  # its place is free, even if the reader never takes the status either
-                name = ""
-                await _abort(
-                    context, WireStatus(grpc.StatusCode.ABORTED, "the reader took nothing for too long")
-                )
-            await self._close(output, context)
-        finally:
-            if name:
-                self._leave(name)
+        except Exception as error:
+            if not context.done():  # a client that went away makes a write fail: nobody is left to tell
+                log.exception("a call to Generate failed")
+                await _abort(context, status_of(error))
 
     async def Abort(  # noqa: N802
         self,
@@ -215,6 +208,27 @@ class Servicer(ExecutorServiceServicer):
             return mapped()
         return await asyncio.to_thread(mapped)
 
+    async def _generate(
+        self,
+        name: str,
+        live: _Live,
+        request: pb.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        accepted = await self._accept(request, live.id)
+        stream = self._submit(accepted)
+        output = Output(accepted, self._service.tokenizer)
+        await context.send_initial_metadata(((REQUEST_ID_HEADER, name),))
+        try:
+            await self._pump(live, stream, output, context)
+        except asyncio.CancelledError:
+            if not live.stalled:
+                raise
+            self._leave(name, live)  # its place is free, even if the reader never takes the status either
+            why = "the reader took nothing for too long"
+            await _abort(context, WireStatus(grpc.StatusCode.ABORTED, why))
+        await self._close(output, context)
+
     def _submit(self, accepted: Accepted) -> Stream:
         id = accepted.request.id
         stream = self._outbox.open(id)
@@ -253,8 +267,11 @@ class Servicer(ExecutorServiceServicer):
         if code is not grpc.StatusCode.OK:
             await _abort(context, WireStatus(code, f"the request was {reason.value}; see its ending"))
 
-    def _leave(self, name: str) -> None:
-        live = self._live.pop(name)
+    def _leave(self, name: str, live: _Live) -> None:
+        """Gives the place back; once, whoever comes first."""
+        if self._live.get(name) is not live:
+            return
+        del self._live[name]
         self._outbox.close(live.id)
         if not live.ended:  # the client went away, or the door refused: either way nobody reads it
             self._service.inbox.cancel(live.id, FinishReason.CANCELLED)

@@ -75,9 +75,9 @@ async def serving(service_options: dict[str, Any] | None = None, **options: Any)
         assert service.executor.totals.accepted == len(service.executor.endings)
 
 
-async def say(call: Any) -> Said:
-    """Reads a call to its end, whatever that is."""
-    said = Said()
+async def say(call: Any, said: Said | None = None) -> Said:
+    """Reads a call to its end, whatever that is; `said` holds what was read before."""
+    said = said if said is not None else Said()
     try:
         while (response := await call.read()) is not grpc.aio.EOF:
             said.take(response)

@@ -11,7 +11,8 @@ from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.serve.errors import REQUEST_ID_HEADER, STATUS_OF_REFUSAL
 from superinfer_trt.serve.pb import executor_pb2 as pb
-from support.wire import request, run, say, serving, text_request, until
+from support.echo_service import LetterStream
+from support.wire import Said, request, run, say, serving, text_request, until
 from unit.serve.test_mapping import REFUSED
 
 
@@ -204,11 +205,12 @@ def test_abort_ends_a_live_request_with_status_ok() -> None:
             call = wire.stub.Generate(request(1, max_tokens=900, request_id="x"))
             await call.initial_metadata()
             driver.step(3)
-            await call.read()
+            before = Said()
+            before.take(await call.read())
             answer = await wire.stub.Abort(pb.AbortRequest(request_id="x"))
             assert answer.found
             driver.step(2)
-            said = await say(call)
+            said = await say(call, before)
             assert said.code is grpc.StatusCode.OK
             assert said.ending is not None
             assert said.ending.finish_reason == pb.FINISH_REASON_CANCELLED
@@ -245,3 +247,33 @@ def test_a_client_that_goes_away_ends_its_request(how: str) -> None:
             await until(lambda: endings == {RequestId(0): FinishReason.CANCELLED}, "the executor's notice")
 
     run(scenario())
+
+
+class BrokenStream(LetterStream):
+    """Fails at its second token."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def push(self, token: int) -> str:
+        self.tokens += 1
+        if self.tokens == 2:
+            raise RuntimeError("a path of this machine")
+        return super().push(token)
+
+
+def test_a_bug_in_one_stream_is_internal_and_stays_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with serving() as wire:
+            assert wire.service.tokenizer is not None
+            wire.service.tokenizer.stream = BrokenStream  # type: ignore[method-assign]
+            said = await say(wire.stub.Generate(text_request("abc", max_tokens=900)))
+            assert (said.code, said.details) == (grpc.StatusCode.INTERNAL, "internal error")
+            endings = wire.service.executor.endings
+            await until(lambda: endings)
+            assert wire.server.servicer.live == 0
+            del wire.service.tokenizer.stream
+            assert (await say(wire.stub.Generate(text_request("abc")))).text == "abca"
+
+    run(scenario())
+    assert "a call to Generate failed" in caplog.text

@@ -156,11 +156,12 @@ def test_what_is_not_finished_in_time_is_cut_with_an_ending() -> None:
             call = wire.stub.Generate(request(1, max_tokens=900))
             await call.initial_metadata()
             driver.step(3)
-            await call.read()
+            before = Said()
+            before.take(await call.read())
             drain = asyncio.create_task(wire.server.drain(0.05))
             await until(lambda: wire.server.servicer._cut, "the cut")
             driver.step(3)
-            said = await say(call)
+            said = await say(call, before)
             assert said.code is grpc.StatusCode.UNAVAILABLE
             assert said.ending is not None
             assert said.ending.finish_reason == pb.FINISH_REASON_CANCELLED
