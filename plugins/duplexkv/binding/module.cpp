@@ -197,7 +197,7 @@ NB_MODULE(_duplexkv, module) {
   module.attr("DONE") = static_cast<int>(DKV_DONE);
   module.attr("FAILED") = static_cast<int>(DKV_FAILED);
   module.attr("CANCELLED") = static_cast<int>(DKV_CANCELLED);
-  nb::exception<LinkError>(module, "LinkError", PyExc_RuntimeError);
+  const nb::exception<LinkError> link_error(module, "LinkError", PyExc_RuntimeError);
   module.def("version", &dkv_version);
   module.def("allocate", &allocate, nb::arg("blocks"), nb::arg("block_bytes"));
   module.def("measure_copy", &measure_copy);

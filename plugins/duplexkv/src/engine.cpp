@@ -144,7 +144,7 @@ Status Engine::submit(Direction direction, const Submission& submission,
   to->unpolled_bytes.fetch_add(submission.source.size() * config_.block_bytes,
                                std::memory_order_relaxed);
   to->lane.ring().publish_submitted(to->lane.ring().submitted() + groups);
-  to->lane.wake();
+  to->lane.wake_if_asleep(submission.after.front() <= marked_.load(std::memory_order_relaxed));
   return Status::Ok;
 }
 
@@ -217,9 +217,9 @@ Status Engine::mark(std::int64_t turn) {
   const std::lock_guard lock(front_);
   const Status status = usable();
   if (status != Status::Ok || turn <= marked_.load(std::memory_order_relaxed)) return status;
-  marked_.store(turn, std::memory_order_release);
+  marked_.store(turn, std::memory_order_seq_cst);
   for (const auto& side : sides_)
-    side->lane.wake();
+    side->lane.wake_if_asleep(true);
   return Status::Ok;
 }
 

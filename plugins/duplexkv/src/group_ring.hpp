@@ -3,9 +3,10 @@
 //
 //   polled <= landed <= submitted <= polled + capacity
 //
-// The front fills slots past `submitted` and publishes them (release); the lane ends them and
-// publishes `landed` (release); the front reads the outcome and gives the slots back by `polled`.
-// So a full ring means that nobody polls, and the memory of a group is never shared by both sides.
+// The front fills slots past `submitted` and publishes them (seq_cst: see Lane::wake_if_asleep);
+// the lane ends them and publishes `landed` (release); the front reads the outcome and gives the
+// slots back by `polled`. So a full ring means that nobody polls, and the memory of a group is
+// never shared by both sides.
 #pragma once
 
 #include <atomic>
@@ -44,7 +45,7 @@ class GroupRing {
 
   // Any thread.
   [[nodiscard]] std::uint64_t submitted() const noexcept {
-    return submitted_.load(std::memory_order_acquire);
+    return submitted_.load(std::memory_order_seq_cst);
   }
   [[nodiscard]] std::uint64_t landed() const noexcept {
     return landed_.load(std::memory_order_acquire);
@@ -55,7 +56,7 @@ class GroupRing {
 
   // Front only.
   void publish_submitted(std::uint64_t sequence) noexcept {
-    submitted_.store(sequence, std::memory_order_release);
+    submitted_.store(sequence, std::memory_order_seq_cst);
   }
   void publish_polled(std::uint64_t sequence) noexcept {
     polled_.store(sequence, std::memory_order_release);

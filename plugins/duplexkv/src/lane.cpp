@@ -53,13 +53,13 @@ Lane::~Lane() {
 
 void Lane::poison() noexcept {
   poisoned_.store(true, std::memory_order_release);
-  wake();
+  doorbell_.ring();
 }
 
 void Lane::stop() noexcept {
   if (!thread_.joinable()) return;
   stopping_.store(true, std::memory_order_release);
-  wake();
+  doorbell_.ring();
   thread_.join();
 }
 
@@ -80,9 +80,11 @@ void Lane::turn() {
   if (poisoned()) {
     backend_->drain();
     land_all(Outcome::Failed);
+    asleep_.store(true, std::memory_order_seq_cst);
     doorbell_.wait([this] {
       return stopping_.load(std::memory_order_acquire) || ring_.submitted() != ring_.landed();
     });
+    asleep_.store(false, std::memory_order_relaxed);
     return;
   }
   const bool ended = retire();
@@ -96,13 +98,16 @@ bool Lane::interrupted() const noexcept {
 
 bool Lane::head_ready() noexcept {
   return taken_ != ring_.submitted() &&
-         ring_.at(taken_).after <= marked_->load(std::memory_order_acquire);
+         ring_.at(taken_).after <= marked_->load(std::memory_order_seq_cst);
 }
 
 // Sleeps until there is something to do: never spins, never misses a ring.
 void Lane::rest() {
   if (flights_.empty()) {
+    pace_.idle();
+    asleep_.store(true, std::memory_order_seq_cst);
     doorbell_.wait([this] { return interrupted() || head_ready(); });
+    asleep_.store(false, std::memory_order_relaxed);
   } else if (flights_.front().progress == Progress::Pending) {
     doorbell_.wait_until(SteadyClock::now() + kQueryPeriod, [this] { return interrupted(); });
   } else {

@@ -51,8 +51,12 @@ class Lane {
 
   [[nodiscard]] GroupRing& ring() noexcept { return ring_; }
   [[nodiscard]] const GroupRing& ring() const noexcept { return ring_; }
-  // The thread looks at its queue, the marks and its flags again.
-  void wake() noexcept { doorbell_.ring(); }
+  // To be called behind a mark, and behind a submission; `may_start`: its first group is marked.
+  // (If it is not, nothing changes for the lane, whatever is queued before it.) A ring costs a
+  // system call, and a thread that is at work looks at its queue anyway before it sleeps.
+  void wake_if_asleep(bool may_start) noexcept {
+    if (asleep_.load(std::memory_order_seq_cst) && (may_start || poisoned())) doorbell_.ring();
+  }
 
   // ---- any thread ----
   [[nodiscard]] bool poisoned() const noexcept { return poisoned_.load(std::memory_order_acquire); }
@@ -102,6 +106,9 @@ class Lane {
   Bell* landing_;
   Bell doorbell_;
   LaneStats stats_;
+  // The thread sets it, then looks for work; the front publishes work, then looks at it. Both in
+  // one total order (seq_cst, like `submitted` and `marked`), so that one of them sees the other.
+  std::atomic<bool> asleep_{false};
   std::atomic<bool> poisoned_{false};
   std::atomic<bool> stopping_{false};
 

@@ -1,6 +1,7 @@
 // A link's bandwidth as arithmetic: when a slice that starts now has crossed. Does not sleep.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -18,16 +19,21 @@ class Pace {
   [[nodiscard]] SteadyClock::time_point reserve(std::uint64_t bytes,
                                                 SteadyClock::time_point now) noexcept {
     if (bytes_per_s_ <= 0) return now;
-    if (free_at_ + kCreditTime < now) free_at_ = now;
+    free_at_ = std::max(free_at_, idle_ ? now : now - kCreditTime);
+    idle_ = false;
     free_at_ += std::chrono::nanoseconds(
         static_cast<std::int64_t>(static_cast<double>(bytes) / bytes_per_s_ * 1e9));
     return free_at_;
   }
 
+  // There is nothing to copy: no credit for the time until there is.
+  void idle() noexcept { idle_ = true; }
+
  private:
-  static constexpr std::chrono::milliseconds kCreditTime{2};
+  static constexpr std::chrono::milliseconds kCreditTime{10};
 
   double bytes_per_s_;
+  bool idle_ = true;
   SteadyClock::time_point free_at_{};
 };
 

@@ -49,7 +49,8 @@ void copies_are_exact_at_every_alignment_and_touch_nothing_else() {
       const std::size_t to = random() % 130;
       std::vector<std::byte> target(length + 260, std::byte{0x5A});
       std::vector<std::byte> want = target;
-      for (std::size_t i = 0; i < length; ++i) want[to + i] = source[from + i];
+      for (std::size_t i = 0; i < length; ++i)
+        want[to + i] = source[from + i];
       duplexkv::copy_bytes(target.data() + to, source.data() + from, length);
       CHECK(target == want);
     }

@@ -45,112 +45,146 @@ bool error_has(const char* part) {
   return std::strstr(duplexkv::last_error(), part) != nullptr;
 }
 
-// Random rotations through small slices and small queues, against copies done at once.
-void trace(Backends backends, std::uint64_t seed, double bytes_per_s, int turns) {
-  constexpr std::int32_t kDevice = 24;
-  constexpr std::int32_t kHost = 48;
-  EngineConfig config;
-  config.slice = {.bytes = 700, .descriptors = 3};
-  config.queue_groups_max = 9;
-  config.queue_bytes_max = 256 * 20;
-  config.bytes_per_s = {bytes_per_s, bytes_per_s};
-  Rig rig(kDevice, kHost, 256, std::move(backends), config);
-  std::mt19937_64 random(seed);
-  for (std::byte& byte : rig.device)
-    byte = static_cast<std::byte>(random());
-  for (std::byte& byte : rig.host)
-    byte = static_cast<std::byte>(random());
-  std::vector<std::byte> device = rig.device;
-  std::vector<std::byte> host = rig.host;
-  std::set<std::int32_t> used_device;
-  std::set<std::int32_t> used_host;
-  std::map<std::int64_t, std::pair<Ids, Ids>> air;  // device ids, host ids by ticket
-  const auto pick = [&](std::int32_t limit, std::set<std::int32_t>* used) {
-    const auto id = static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(limit));
-    return used->insert(id).second ? id : -1;
+// Random rotations through small slices and small queues, against copies done at once. Slots change
+// hands only when a poll has told that they may.
+class Trace {
+ public:
+  Trace(Backends backends, std::uint64_t seed, double bytes_per_s)
+      : random_(seed), rig_(kDevice, kHost, kBytes, std::move(backends), config(bytes_per_s)) {
+    for (std::byte& byte : rig_.device)
+      byte = static_cast<std::byte>(random_());
+    for (std::byte& byte : rig_.host)
+      byte = static_cast<std::byte>(random_());
+    device_ = rig_.device;
+    host_ = rig_.host;
+  }
+
+  void run(std::int64_t turns) {
+    for (std::int64_t turn = 0; turn < turns; ++turn) {
+      for (const Direction direction : {D2H, H2D})
+        rotate(direction, turn);
+      // Marks come in bursts, so that the queues fill whatever the speed of the machine.
+      const bool marked = random_() % 5 == 0;
+      if (marked) CHECK(rig_.engine->mark(turn) == Status::Ok);
+      land(marked && random_() % 4 == 0 ? rig_.collect(air_.size()) : rig_.poll());
+    }
+    CHECK(rig_.engine->mark(turns) == Status::Ok);
+    land(rig_.collect(air_.size()));
+    CHECK(air_.empty() && used_device_.empty() && used_host_.empty());
+    CHECK(rig_.device == device_ && rig_.host == host_);
+    CHECK(refused_ > 0);
+  }
+
+ private:
+  static constexpr std::int32_t kDevice = 24;
+  static constexpr std::int32_t kHost = 48;
+  static constexpr std::uint64_t kBytes = 256;
+
+  struct Pairs {
+    Ids device;
+    Ids host;
   };
-  const auto land = [&](const std::vector<Landed>& landed) {
+
+  static EngineConfig config(double bytes_per_s) {
+    EngineConfig config;
+    config.slice = {.bytes = 700, .descriptors = 3};
+    config.queue_groups_max = 9;
+    config.queue_bytes_max = kBytes * 20;
+    config.bytes_per_s = {bytes_per_s, bytes_per_s};
+    return config;
+  }
+
+  // Up to `wanted` pairs of slots that nobody uses, now used.
+  Pairs pick(std::uint64_t wanted) {
+    Pairs pairs;
+    for (; wanted > 0; --wanted) {
+      const auto on_device = static_cast<std::int32_t>(random_() % kDevice);
+      const auto on_host = static_cast<std::int32_t>(random_() % kHost);
+      if (used_device_.contains(on_device) || used_host_.contains(on_host)) continue;
+      used_device_.insert(on_device);
+      used_host_.insert(on_host);
+      pairs.device.push_back(on_device);
+      pairs.host.push_back(on_host);
+    }
+    return pairs;
+  }
+
+  void give_back(const Pairs& pairs) {
+    for (const std::int32_t id : pairs.device)
+      used_device_.erase(id);
+    for (const std::int32_t id : pairs.host)
+      used_host_.erase(id);
+  }
+
+  void rotate(Direction direction, std::int64_t turn) {
+    std::vector<Group> groups;
+    std::vector<Pairs> all;
+    for (std::uint64_t group = 1 + random_() % 3; group > 0; --group) {
+      Pairs pairs = pick(1 + random_() % 4);
+      if (pairs.device.empty()) continue;
+      const std::int64_t after = turn - static_cast<std::int64_t>(random_() % 2);
+      groups.push_back(direction == D2H ? Group{pairs.device, pairs.host, after}
+                                        : Group{pairs.host, pairs.device, after});
+      all.push_back(std::move(pairs));
+    }
+    if (groups.empty()) return;
+    std::int64_t ticket = 0;
+    const Status status = rig_.submit(direction, groups, &ticket);
+    if (status == Status::Busy) {
+      ++refused_;
+      for (const Pairs& pairs : all)
+        give_back(pairs);
+      return;
+    }
+    CHECK(status == Status::Ok);
+    for (Pairs& pairs : all) {
+      copy_at_once(direction, pairs);
+      air_.emplace(ticket++, std::move(pairs));
+    }
+  }
+
+  void copy_at_once(Direction direction, const Pairs& pairs) {
+    for (std::size_t i = 0; i < pairs.device.size(); ++i) {
+      std::byte* const on_device = &rig_.at(device_, pairs.device[i]);
+      std::byte* const on_host = &rig_.at(host_, pairs.host[i]);
+      std::memcpy(direction == D2H ? on_host : on_device, direction == D2H ? on_device : on_host,
+                  kBytes);
+    }
+  }
+
+  void land(const std::vector<Landed>& landed) {
     for (const Landed& item : landed) {
       CHECK(item.outcome == DKV_DONE);
-      const auto at = air.find(item.ticket);
-      CHECK(at != air.end());
-      for (const std::int32_t id : at->second.first)
-        used_device.erase(id);
-      for (const std::int32_t id : at->second.second)
-        used_host.erase(id);
-      air.erase(at);
+      const auto at = air_.find(item.ticket);
+      CHECK(at != air_.end());
+      give_back(at->second);
+      air_.erase(at);
     }
-  };
-  int refused = 0;
-  for (std::int64_t turn = 0; turn < turns; ++turn) {
-    for (const Direction direction : {D2H, H2D}) {
-      std::vector<Group> groups(1 + random() % 3);
-      std::vector<std::pair<Ids, Ids>> pairs;
-      for (Group& group : groups) {
-        Ids device_ids;
-        Ids host_ids;
-        for (std::uint64_t wanted = 1 + random() % 4; wanted > 0; --wanted) {
-          const std::int32_t on_device = pick(kDevice, &used_device);
-          const std::int32_t on_host = on_device < 0 ? -1 : pick(kHost, &used_host);
-          if (on_device >= 0 && on_host < 0) used_device.erase(on_device);
-          if (on_host < 0) continue;
-          device_ids.push_back(on_device);
-          host_ids.push_back(on_host);
-        }
-        group.source = direction == D2H ? device_ids : host_ids;
-        group.target = direction == D2H ? host_ids : device_ids;
-        group.after = turn - static_cast<std::int64_t>(random() % 2);
-        pairs.emplace_back(device_ids, host_ids);
-      }
-      for (std::size_t i = groups.size(); i-- > 0;) {
-        if (!groups[i].source.empty()) continue;
-        groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(i));
-        pairs.erase(pairs.begin() + static_cast<std::ptrdiff_t>(i));
-      }
-      if (groups.empty()) continue;
-      std::int64_t ticket = 0;
-      const Status status = rig.submit(direction, groups, &ticket);
-      CHECK(status == Status::Ok || status == Status::Busy);
-      refused += status == Status::Busy ? 1 : 0;
-      for (const auto& [device_ids, host_ids] : pairs) {
-        for (std::size_t i = 0; i < device_ids.size(); ++i) {
-          if (status == Status::Busy) {
-            used_device.erase(device_ids[i]);
-            used_host.erase(host_ids[i]);
-          } else if (direction == D2H) {
-            std::memcpy(&rig.at(host, host_ids[i]), &rig.at(device, device_ids[i]), 256);
-          } else {
-            std::memcpy(&rig.at(device, device_ids[i]), &rig.at(host, host_ids[i]), 256);
-          }
-        }
-        if (status == Status::Ok) air.emplace(ticket++, std::pair(device_ids, host_ids));
-      }
-    }
-    // Marks come in bursts, so that the queues fill whatever the speed of the machine.
-    const bool marked = random() % 5 == 0;
-    if (marked) CHECK(rig.engine->mark(turn) == Status::Ok);
-    land(marked && random() % 4 == 0 ? rig.collect(air.size()) : rig.poll());
   }
-  CHECK(rig.engine->mark(turns) == Status::Ok);
-  land(rig.collect(air.size()));
-  CHECK(air.empty() && used_device.empty() && used_host.empty());
-  CHECK(rig.device == device && rig.host == host);
-  CHECK(refused > 0);
-}
+
+  std::mt19937_64 random_;
+  Rig rig_;
+  std::vector<std::byte> device_;
+  std::vector<std::byte> host_;
+  std::set<std::int32_t> used_device_;
+  std::set<std::int32_t> used_host_;
+  std::map<std::int64_t, Pairs> air_;
+  int refused_ = 0;
+};
 
 void random_traces_are_byte_exact() {
   for (std::uint64_t seed = 0; seed < 8; ++seed)
-    trace(host_backends(), seed, 0, 1500);
+    Trace(host_backends(), seed, 0).run(1500);
 }
 
 void random_traces_on_a_slow_link_are_byte_exact() {
   for (std::uint64_t seed = 0; seed < 2; ++seed)
-    trace(host_backends(), seed, 1e8, 300);
+    Trace(host_backends(), seed, 1e8).run(300);
 }
 
 void random_traces_through_an_asynchronous_backend_are_byte_exact() {
   for (std::uint64_t seed = 0; seed < 4; ++seed)
-    trace(threaded(1 + seed), seed, 0, 400);
+    Trace(threaded(1 + seed), seed, 0).run(400);
 }
 
 void slices_overlap_as_deep_as_the_backend_allows() {

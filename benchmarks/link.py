@@ -1,0 +1,208 @@
+"""The native link against plain copies, in one run: bandwidth both ways, rate limit, cost of a submit.
+
+duplex    DuplexLink without a rate: `--blocks` scattered blocks each way, one copy in each direction
+memcpy    two threads, one a direction, each one large contiguous numpy copy (a memcpy) of as many bytes
+loop      one Python thread, one numpy slice copy a block, directions in turns
+rate      DuplexLink at 1 and 2 GB/s each way: what crossed against what was asked for
+submit    what a submit of 1,000 blocks costs its caller, as one copy and as 100 copies of 10 blocks
+
+Figures are payload, both directions together; each is the median of `--repeats` rounds, taken in turns.
+
+    python benchmarks/link.py [--json] [--blocks 2400] [--kib 64,256,1024,4096] [--repeats 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from superinfer_trt.core.step import Copy, CopyKind, Direction
+from superinfer_trt.core.units import RequestId
+from superinfer_trt.transfer.native import DuplexLink
+from superinfer_trt.transfer.pools import allocate_pool
+
+D2H, H2D = Direction.D2H, Direction.H2D
+POOL_BYTES_MAX = 512 << 20  # of one direction's share of one tier: four such shares fit a small machine
+
+
+def copy_of(kind: CopyKind, source: NDArray[np.int32], target: NDArray[np.int32], after: int = -1) -> Copy:
+    return Copy(RequestId(1), kind, array("i", source.tobytes()), array("i", target.tobytes()), after)
+
+
+def drain(link: DuplexLink, groups: int) -> None:
+    """Until as many groups have landed; all of them well."""
+    while groups:
+        if not link.wait(60.0):
+            raise RuntimeError("the link stands still")
+        done = link.poll()
+        if not all(item.ok for item in done):
+            raise RuntimeError("a copy failed")
+        groups -= len(done)
+
+
+class Rig:
+    """Two pools of twice `blocks` blocks: the first half of each goes out or came in, scattered."""
+
+    def __init__(self, blocks: int, block_bytes: int, rate: float) -> None:
+        self.device = allocate_pool(2 * blocks, block_bytes)
+        self.host = allocate_pool(2 * blocks, block_bytes)
+        for pool in (self.device, self.host):
+            pool[:] = 1  # no page is touched for the first time inside a measurement
+        self.link = DuplexLink(
+            self.device,
+            self.host,
+            h2d_bytes_per_s=rate,
+            d2h_bytes_per_s=rate,
+            queue_bytes_max=1 << 40,
+        )
+        random = np.random.default_rng(1)
+        slots = [random.permutation(2 * blocks).astype(np.int32) for _ in range(2)]
+        self.device_ids, self.host_ids = slots
+        self.blocks, self.block_bytes = blocks, block_bytes
+        device, host = self.device_ids, self.host_ids
+        self.out = copy_of(CopyKind.OUT, device[:blocks], host[:blocks])
+        self.back = copy_of(CopyKind.IN, host[blocks:], device[blocks:])
+
+    def duplex(self) -> None:
+        self.link.submit(D2H, [self.out])
+        self.link.submit(H2D, [self.back])
+        drain(self.link, 2)
+
+    def memcpy(self) -> None:
+        half = self.blocks
+        pairs = ((self.host[:half], self.device[:half]), (self.device[half:], self.host[half:]))
+        threads = [threading.Thread(target=np.copyto, args=pair) for pair in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def loop(self) -> None:
+        device, host = self.device, self.host
+        ways = (self.out.source, self.out.target, self.back.source, self.back.target)
+        for device_out, host_out, host_back, device_back in zip(*ways, strict=True):
+            host[host_out] = device[device_out]
+            device[device_back] = host[host_back]
+
+
+def seconds(work: Callable[[], None], rounds: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(rounds):
+        work()
+    return time.perf_counter() - begin
+
+
+def measure_bandwidth(blocks: int, kib: int, repeats: int) -> dict[str, object]:
+    block_bytes = kib << 10
+    at_once = min(blocks, max(1, POOL_BYTES_MAX // block_bytes))
+    rounds = -(-blocks // at_once)
+    rig = Rig(at_once, block_bytes, 0.0)
+    taken: dict[str, list[float]] = {"duplex": [], "memcpy": [], "loop": []}
+    for name in taken:
+        getattr(rig, name)()
+    for _ in range(repeats):
+        for name, times in taken.items():
+            times.append(seconds(getattr(rig, name), rounds))
+    payload = 2 * rounds * at_once * block_bytes
+    speed = {name: payload / statistics.median(times) / 1e9 for name, times in taken.items()}
+    rig.link.close()
+    return {
+        "kib": kib,
+        "blocks": rounds * at_once,
+        **{f"{name}_gb_per_s": round(value, 2) for name, value in speed.items()},
+        "over_memcpy": round(speed["duplex"] / speed["memcpy"], 2),
+        "over_loop": round(speed["duplex"] / speed["loop"], 2),
+    }
+
+
+def measure_rate(rate: float, kib: int, seconds_each: float) -> dict[str, object]:
+    """Both directions at `rate` for a while: the slower of the two against what was asked for."""
+    block_bytes = kib << 10
+    blocks = max(1, int(rate * seconds_each / block_bytes))
+    rig = Rig(blocks, block_bytes, rate)
+    rig.duplex()
+    taken = [seconds(rig.duplex, 1) for _ in range(5)]
+    reached = blocks * block_bytes / statistics.median(taken)
+    rig.link.close()
+    return {
+        "asked_gb_per_s": rate / 1e9,
+        "kib": kib,
+        "reached_gb_per_s": round(reached / 1e9, 3),
+        "ratio": round(reached / rate, 3),
+    }
+
+
+def measure_submit(copies: int, blocks: int, jobs: int) -> dict[str, object]:
+    """The caller's time for a submit; the copies are held by a mark meanwhile, so that nobody helps."""
+    rig = Rig(copies * blocks, 64, 0.0)
+    ways = zip(
+        np.split(rig.device_ids[: copies * blocks], copies),
+        np.split(rig.host_ids[: copies * blocks], copies),
+        strict=True,
+    )
+    ids = list(ways)
+    submits, polls = [], []
+    for turn in range(jobs):
+        group = [copy_of(CopyKind.OUT, device, host, turn) for device, host in ids]
+        begin = time.perf_counter_ns()
+        tickets = rig.link.submit(D2H, group)
+        submits.append(time.perf_counter_ns() - begin)
+        if tickets is None:
+            raise RuntimeError("busy")
+        rig.link.mark(turn)
+        while rig.link.stats(D2H).queued_groups:
+            rig.link.wait(60.0)
+        begin = time.perf_counter_ns()
+        landed = len(rig.link.poll())
+        polls.append(time.perf_counter_ns() - begin)
+        if landed != copies:
+            raise RuntimeError("a group is missing")
+    rig.link.close()
+    return {
+        "copies": copies,
+        "blocks": copies * blocks,
+        "submit_us": round(statistics.median(submits) / 1e3, 1),
+        "submit_p99_us": round(sorted(submits)[int(len(submits) * 0.99)] / 1e3, 1),
+        "poll_us": round(statistics.median(polls) / 1e3, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--blocks", type=int, default=2400, help="each way")
+    parser.add_argument("--kib", default="64,256,1024,4096", help="block sizes, comma separated")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    result = {
+        "benchmark": "link",
+        "bandwidth": [
+            measure_bandwidth(arguments.blocks, int(kib), arguments.repeats)
+            for kib in arguments.kib.split(",")
+        ],
+        "rate": [measure_rate(rate, 360, 0.2) for rate in (1e9, 2e9)],
+        "submit": [measure_submit(1, 1000, 500), measure_submit(100, 10, 500)],
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    for part in ("bandwidth", "rate", "submit"):
+        print(part)
+        for row in result[part]:
+            print("  " + "  ".join(f"{name} {value}" for name, value in row.items()))  # type: ignore[attr-defined]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
