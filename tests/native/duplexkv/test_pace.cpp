@@ -19,7 +19,7 @@ void slices_follow_each_other_at_the_rate() {
 
 void a_late_lane_catches_up_but_not_for_ever() {
   Pace pace(1e9);
-  pace.reserve(1000, kStart);
+  CHECK(pace.reserve(1000, kStart) == kStart + nanoseconds(1000));
   // Ready at 1,000 ns, woken at 51,000 ns: the link would have gone on at 1,000.
   CHECK(pace.reserve(1000, kStart + nanoseconds(51000)) == kStart + nanoseconds(2000));
   const SteadyClock::time_point late = kStart + milliseconds(500);
@@ -28,7 +28,7 @@ void a_late_lane_catches_up_but_not_for_ever() {
 
 void an_idle_lane_has_no_credit() {
   Pace pace(1e9);
-  pace.reserve(1000, kStart);
+  CHECK(pace.reserve(1000, kStart) == kStart + nanoseconds(1000));
   pace.idle();
   CHECK(pace.reserve(1000, kStart + nanoseconds(5000)) == kStart + nanoseconds(6000));
   pace.idle();  // and no shortcut through what still crosses
