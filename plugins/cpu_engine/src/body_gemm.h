@@ -1,9 +1,9 @@
 // The matrix product over packed panels with its epilogues, on top of Tile<Flavour>:
 //   kRows                                   most rows of one call
 //   static void enter()                     prepares the thread, once per kernel call
-//   static void run(rows, a, ld_a, b, depth, c, ld_c, first)
+//   static void run(rows, a, ld_a, b, depth, c, ld_c, ahead)
 // run() computes c[rows][32] = a[rows][depth] b[depth][32], one accumulator per element from +0 over
-// ascending depth; `first` asks for b to be prefetched (the first use of a panel).
+// ascending depth; `ahead` is fetched along the way.
 #pragma once
 
 #include "body_math.h"
@@ -99,6 +99,13 @@ inline void for_tiles(std::ptrdiff_t begin, std::ptrdiff_t end, Body body) {
   }
 }
 
+// The panel after this one is fetched by the first tile, or half by each of the first two: a step of
+// the depth reads two lines of a panel in both element types.
+inline Ahead ahead_of(const char* next, std::ptrdiff_t tile, bool alone, std::ptrdiff_t steps) {
+  if (next == nullptr || tile > 1) return {};
+  return {next + tile * steps * 64, alone ? 2 : 1};
+}
+
 template <class Flavour>
 void gemm(const Gemm& g) {
   Tile<Flavour>::enter();
@@ -111,9 +118,15 @@ void gemm(const Gemm& g) {
   for (std::ptrdiff_t begin = 0; begin < g.rows; begin += pass) {
     const std::ptrdiff_t end = lesser(begin + pass, g.rows);
     for (std::ptrdiff_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+      const auto* b = w + panel * g.depth * kPanel;
+      const bool last = panel + 1 == g.panel_end;
+      const char* next = reinterpret_cast<const char*>(b + g.depth * kPanel);
+      if (last) next = static_cast<const char*>(g.next);
+      const bool alone = end - begin <= Tile<Flavour>::kRows;
+      std::ptrdiff_t tile = 0;
       for_tiles<Flavour>(begin, end, [&](std::ptrdiff_t row, std::ptrdiff_t rows) {
-        Tile<Flavour>::run(rows, x + row * g.ld_x, g.ld_x, w + panel * g.depth * kPanel, g.depth, c,
-                           kPanel, row == begin);
+        const Ahead ahead = ahead_of(next, tile++, alone, g.depth / Flavour::kPair);
+        Tile<Flavour>::run(rows, x + row * g.ld_x, g.ld_x, b, g.depth, c, kPanel, ahead);
         epilogue<Flavour>(g, row, rows, panel, c);
       });
     }

@@ -25,6 +25,18 @@ struct PlainFp32 {
   static constexpr std::ptrdiff_t kPair = 1;
 };
 
+// Memory to be fetched while a tile is computed: `lines` (0, 1 or 2) cache lines for each step of the
+// depth, from `at` on.
+struct Ahead {
+  const char* at = nullptr;
+  int lines = 0;
+};
+
+// The same at once, for sets whose tiles do not fetch along the way.
+inline void fetch_all(const Ahead& ahead, std::ptrdiff_t steps) {
+  for (std::ptrdiff_t i = 0; i < steps * ahead.lines; ++i) __builtin_prefetch(ahead.at + i * 64, 0, 2);
+}
+
 // Lanes are added as a tree of halves.
 inline float reduce_add(const F16& a) {
   alignas(64) float lane[16];

@@ -97,7 +97,7 @@ void Engine::validate(const StepInput& input) const {
 
 void Engine::prepare() {
   tokens_.clear();
-  blocks_of_queries_.clear();
+  query_blocks_.clear();
   sampled_.clear();
   last_row_.clear();
   const std::int32_t* id = input_.tokens.data();
@@ -106,7 +106,7 @@ void Engine::prepare() {
     const RowInput& row = input_.rows[i];
     for (int t = 0; t < row.count; ++t) {
       if (t % kQueryBlock == 0) {
-        blocks_of_queries_.push_back({std::ssize(tokens_), std::min(kQueryBlock, row.count - t)});
+        query_blocks_.push_back({std::ssize(tokens_), std::min(kQueryBlock, row.count - t)});
       }
       tokens_.push_back({id[t], row.start + t, slots});
     }
@@ -117,7 +117,22 @@ void Engine::prepare() {
     id += row.count;
     slots += row.slots;
   }
+  divide_attention();
   reserve_step();
+}
+
+// All KV heads of a block in one call read the pool in the order in which it lies in memory; where
+// there are too few blocks to go round, or a block has many queries, each head is a call of its own.
+void Engine::divide_attention() {
+  const int kv_heads = model_.shape().kv_heads;
+  const bool enough = std::ssize(query_blocks_) >= 4 * static_cast<std::ptrdiff_t>(threads());
+  attention_items_.clear();
+  for (std::size_t block = 0; block < query_blocks_.size(); ++block) {
+    const int together = enough ? std::max(kQueryBlock / query_blocks_[block].count, 1) : 1;
+    for (int head = 0; head < kv_heads; head += together) {
+      attention_items_.push_back({block, head, std::min(together, kv_heads - head)});
+    }
+  }
 }
 
 void Engine::reserve_step() {

@@ -78,6 +78,12 @@ class Engine {
     std::ptrdiff_t first = 0;
     int count = 0;
   };
+  // A query block and the KV heads that one call attends to.
+  struct AttentionItem {
+    std::size_t block = 0;
+    int head = 0;
+    int heads = 0;
+  };
   // Rows of tokens that one expert computes, in the gathered buffers.
   struct ExpertRows {
     std::ptrdiff_t first = 0;
@@ -91,6 +97,7 @@ class Engine {
 
   void validate(const StepInput& input) const;
   void prepare();
+  void divide_attention();
   void reserve_step();
   std::size_t stages() const;
   void work(int thread) noexcept;
@@ -98,6 +105,7 @@ class Engine {
   void norm_rows(Path& path, const std::vector<float>& weight);
   void rotate_row(std::size_t layer, std::ptrdiff_t row);
   void attend(int thread, std::size_t layer, std::ptrdiff_t item);
+  KvPlace kv_place(std::size_t layer, const AttentionItem& item) const;
   void run_dense(Path& path, const Layer& layer);
   void run_experts(Path& path, const Layer& layer);
   void route_row(std::ptrdiff_t row);
@@ -127,7 +135,8 @@ class Engine {
 
   StepInput input_;
   std::vector<Token> tokens_;
-  std::vector<QueryBlock> blocks_of_queries_;
+  std::vector<QueryBlock> query_blocks_;
+  std::vector<AttentionItem> attention_items_;
   std::vector<std::size_t> sampled_;      // rows with `sample`
   std::vector<std::ptrdiff_t> last_row_;  // their last token
   std::vector<float*> logits_of_;         // per sampled row, null when nobody needs them

@@ -15,9 +15,13 @@ unsigned char* Engine::activations(Buffer& buffer, std::ptrdiff_t row, std::ptrd
 void Engine::gemm(Path& path, const Matrix& weights, Gemm g) {
   g.weights = weights.data();
   g.depth = weights.depth();
+  const std::size_t panel_bytes = weights.panel_bytes();
+  const std::ptrdiff_t end = weights.panels() * (path.thread + 1) / team_.threads();
   share(path, weights.panels(), [&](std::ptrdiff_t panel) {
     g.panel_begin = panel;
     g.panel_end = panel + 1;
+    const auto* at = static_cast<const unsigned char*>(g.weights);
+    g.next = panel + 1 == end ? nullptr : at + static_cast<std::size_t>(panel + 1) * panel_bytes;
     kernels_.gemm(g);
   });
 }
@@ -65,7 +69,7 @@ void Engine::run_layer(Path& path, std::size_t index) {
   team_.sync();
   share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) { rotate_row(index, row); });
   team_.sync();
-  share(path, std::ssize(blocks_of_queries_) * s.kv_heads,
+  share(path, std::ssize(attention_items_),
         [&](std::ptrdiff_t item) { attend(path.thread, index, item); });
   team_.sync();
   g.x = attended_.as<void>();
@@ -105,30 +109,46 @@ void Engine::rotate_row(std::size_t layer, std::ptrdiff_t row) {
   kernels_.rope(rope);
 }
 
+KvPlace Engine::kv_place(std::size_t layer, const AttentionItem& item) const {
+  const Shape& s = model_.shape();
+  const std::size_t half = s.block_elements() * element_bytes(dtype_);
+  const auto column = static_cast<std::size_t>(item.head * s.head_dim);
+  KvPlace place;
+  place.pool = pool_ + layer * 2 * half + column * element_bytes(dtype_);
+  place.block_bytes = block_bytes(s, dtype_);
+  place.value_offset_bytes = half;
+  place.token_bytes = half / static_cast<std::size_t>(s.block_tokens);
+  place.block_tokens = s.block_tokens;
+  place.slots = tokens_[static_cast<std::size_t>(query_blocks_[item.block].first)].slots;
+  return place;
+}
+
 void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
   const Shape& s = model_.shape();
-  const QueryBlock& block = blocks_of_queries_[static_cast<std::size_t>(item / s.kv_heads)];
-  const std::ptrdiff_t head = item % s.kv_heads;
-  const Token& token = tokens_[static_cast<std::size_t>(block.first)];
-  const std::size_t half = s.block_elements() * element_bytes(dtype_);
+  const AttentionItem& here = attention_items_[static_cast<std::size_t>(item)];
+  const QueryBlock& block = query_blocks_[here.block];
   const std::ptrdiff_t ld_out = round_up(s.query_columns(), kDepthStep);
-  const std::size_t column = static_cast<std::size_t>(head * s.group() * s.head_dim);
+  const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(here.head) * s.group() * s.head_dim;
+  const std::size_t column_bytes = static_cast<std::size_t>(column) * kernels_.activation_bytes;
   Attention a;
-  a.q = activations(query_, block.first, s.query_columns()) + column * kernels_.activation_bytes;
+  a.q = activations(query_, block.first, s.query_columns()) + column_bytes;
   a.ld_q = s.query_columns();
-  a.out = activations(attended_, block.first, ld_out) + column * kernels_.activation_bytes;
+  a.out = activations(attended_, block.first, ld_out) + column_bytes;
   a.ld_out = ld_out;
   a.queries = block.count;
-  a.position = token.position;
+  a.position = tokens_[static_cast<std::size_t>(block.first)].position;
+  a.kv_heads = here.heads;
   a.group = s.group();
   a.head_dim = s.head_dim;
-  a.kv.pool = pool_ + layer * 2 * half +
-              static_cast<std::size_t>(head * s.head_dim) * element_bytes(dtype_);
-  a.kv.block_bytes = block_bytes(s, dtype_);
-  a.kv.value_offset_bytes = half;
-  a.kv.token_bytes = half / static_cast<std::size_t>(s.block_tokens);
-  a.kv.block_tokens = s.block_tokens;
-  a.kv.slots = token.slots;
+  a.kv = kv_place(layer, here);
+  KvPlace next;
+  if (item + 1 < std::ssize(attention_items_)) {
+    const AttentionItem& after = attention_items_[static_cast<std::size_t>(item + 1)];
+    const QueryBlock& after_block = query_blocks_[after.block];
+    next = kv_place(layer, after);
+    a.next = &next;
+    a.next_tokens = tokens_[static_cast<std::size_t>(after_block.first)].position + after_block.count;
+  }
   a.scratch = attention_scratch_[static_cast<std::size_t>(thread)].as<void>();
   kernels_.attention(a);
 }

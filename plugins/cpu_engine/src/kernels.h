@@ -45,6 +45,7 @@ struct Gemm {
   std::ptrdiff_t depth = 0;       // multiple of kDepthStep
   std::ptrdiff_t panel_begin = 0;
   std::ptrdiff_t panel_end = 0;
+  const void* next = nullptr;  // a panel of this depth that is read next, to be fetched, or null
   Epilogue epilogue = Epilogue::kStore;
   const float* bias = nullptr;  // [panels * 32] or null
   float* out = nullptr;         // kStore, kAdd
@@ -67,17 +68,21 @@ struct KvPlace {
   const std::int32_t* slots = nullptr;
 };
 
-// Attention of up to kQueryBlock neighbouring positions of one request, one KV head.
+// Attention of neighbouring positions of one request over neighbouring KV heads;
+// queries * kv_heads <= kQueryBlock.
 struct Attention {
-  const void* q = nullptr;  // activations of the first position, [group][head_dim] of this KV head
+  const void* q = nullptr;  // activations of the first position, [kv_heads][group][head_dim]
   std::ptrdiff_t ld_q = 0;
   void* out = nullptr;  // activations, laid out as q
   std::ptrdiff_t ld_out = 0;
   int queries = 0;
   int position = 0;  // of the first query; it sees keys 0..position
-  int group = 0;
+  int kv_heads = 1;
+  int group = 0;  // query heads of one KV head
   int head_dim = 0;
-  KvPlace kv;
+  KvPlace kv;  // of the first KV head
+  const KvPlace* next = nullptr;  // what will be attended to after this, to be fetched, or null
+  int next_tokens = 0;
   void* scratch = nullptr;
 };
 

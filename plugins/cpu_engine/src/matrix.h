@@ -34,6 +34,9 @@ class Matrix {
   std::ptrdiff_t panels() const { return panels_; }
   std::ptrdiff_t depth() const { return depth_; }
   std::size_t bytes() const { return data_.bytes(); }
+  std::size_t panel_bytes() const {
+    return static_cast<std::size_t>(depth_ * kPanel) * element_bytes(dtype_);
+  }
 
  private:
   Buffer data_;

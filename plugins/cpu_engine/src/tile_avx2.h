@@ -6,8 +6,6 @@
 namespace superinfer::cpu {
 namespace {
 
-constexpr std::ptrdiff_t kAhead = 4096;
-
 template <int R>
 struct Accumulators {
   __m256 v[std::size_t{R}][2];
@@ -46,7 +44,6 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
   Accumulators<R> acc = zeroes<R>();
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
-    _mm_prefetch(reinterpret_cast<const char*>(b) + kAhead, _MM_HINT_T0);
     const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
     const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 16));
     step<R>(acc, a + k, ld_a, _mm256_castsi256_ps(_mm256_slli_epi32(b0, 16)),
@@ -63,7 +60,6 @@ inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const floa
                       std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
-    _mm_prefetch(reinterpret_cast<const char*>(b) + kAhead, _MM_HINT_T0);
     step<R>(acc, a + k, ld_a, _mm256_loadu_ps(b), _mm256_loadu_ps(b + 8));
     b += 32;
   }
@@ -91,7 +87,8 @@ struct Tile {
   }
 
   static void run(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
-                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool /*first*/) {
+                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const Ahead& ahead) {
+    fetch_all(ahead, depth / Flavour::kPair);
     choose<kRows>(rows, a, ld_a, b, depth, c, ld_c);
   }
 };

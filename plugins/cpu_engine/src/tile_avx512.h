@@ -6,14 +6,13 @@
 namespace superinfer::cpu {
 namespace {
 
-inline void prefetch_lines(const void* p, std::ptrdiff_t offset_bytes) {
-  const char* at = static_cast<const char*>(p) + offset_bytes;
-  _mm_prefetch(at, _MM_HINT_T0);
-  _mm_prefetch(at + 64, _MM_HINT_T0);
+// Fetches `Lines` cache lines into the second level and moves on.
+template <int Lines>
+inline void fetch(const char*& ahead) {
+#pragma GCC unroll 2
+  for (int i = 0; i < Lines; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
+  ahead += 64 * Lines;
 }
-
-// How far ahead of its use a panel is fetched, bytes.
-constexpr std::ptrdiff_t kAhead = 6144;
 
 template <int R>
 struct Accumulators {
@@ -38,12 +37,12 @@ inline Accumulators<R> zeroes() {
 }
 
 #ifdef __AVX512BF16__
-template <int R, bool First>
+template <int R, int Lines>
 inline void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
-    if (First) prefetch_lines(b, kAhead);
+    fetch<Lines>(ahead);
     const auto b0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b));
     const auto b1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + 32));
 #pragma GCC unroll 12
@@ -60,13 +59,13 @@ inline void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a, con
 }
 #endif
 
-template <int R, bool First>
+template <int R, int Lines>
 inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
-    if (First) prefetch_lines(b, kAhead);
+    fetch<Lines>(ahead);
     const __m512i b0 = _mm512_loadu_si512(b);
     const __m512i b1 = _mm512_loadu_si512(b + 32);
     const __m512 even0 = _mm512_castsi512_ps(_mm512_slli_epi32(b0, 16));
@@ -90,12 +89,12 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
   spill<R>(acc, c, ld_c);
 }
 
-template <int R, bool First>
+template <int R, int Lines>
 inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
-    if (First) prefetch_lines(b, kAhead);
+    fetch<Lines>(ahead);
     const __m512 b0 = _mm512_loadu_ps(b);
     const __m512 b1 = _mm512_loadu_ps(b + 16);
 #pragma GCC unroll 12
@@ -120,20 +119,23 @@ struct Tile {
 
   template <int R>
   static void choose(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
-                     std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool first) {
+                     std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const Ahead& ahead) {
     if constexpr (R > 1) {
-      if (rows < R) return choose<R - 1>(rows, a, ld_a, b, depth, c, ld_c, first);
+      if (rows < R) return choose<R - 1>(rows, a, ld_a, b, depth, c, ld_c, ahead);
     }
-    if (first) {
-      tile_rows<R, true>(Flavour{}, a, ld_a, b, depth, c, ld_c);
-    } else {
-      tile_rows<R, false>(Flavour{}, a, ld_a, b, depth, c, ld_c);
+    switch (ahead.lines) {
+      case 2:
+        return tile_rows<R, 2>(Flavour{}, a, ld_a, b, depth, c, ld_c, ahead.at);
+      case 1:
+        return tile_rows<R, 1>(Flavour{}, a, ld_a, b, depth, c, ld_c, ahead.at);
+      default:
+        return tile_rows<R, 0>(Flavour{}, a, ld_a, b, depth, c, ld_c, ahead.at);
     }
   }
 
   static void run(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
-                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool first) {
-    choose<kRows>(rows, a, ld_a, b, depth, c, ld_c, first);
+                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const Ahead& ahead) {
+    choose<kRows>(rows, a, ld_a, b, depth, c, ld_c, ahead);
   }
 };
 

@@ -68,7 +68,8 @@ struct Tile {
   }
 
   static void run(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
-                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, bool /*first*/) {
+                  std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const Ahead& ahead) {
+    fetch_all(ahead, depth / Flavour::kPair);
     choose<kRows>(rows, a, ld_a, b, depth, c, ld_c);
   }
 };
