@@ -206,12 +206,14 @@ class PatternEngine:
             differs = (found != expected).any(axis=(1, 2, 4)) & (all_chains[piece] != _PADDING)
             if differs.any():
                 at, offset = (int(index) for index in np.argwhere(differs)[0])
-                raise self._fault(owners[first + at], int(all_slots[first + at]), offset)
+                cell = found[at, :, :, offset]  # not read again: a copy may be landing there
+                raise self._fault(owners[first + at], int(all_slots[first + at]), offset, cell)
 
-    def _fault(self, share: _Share, slot: int, offset: int) -> EngineFailed:
+    def _fault(
+        self, share: _Share, slot: int, offset: int, found: NDArray[np.unsignedinteger]
+    ) -> EngineFailed:
         block = int(np.flatnonzero(share.slots == slot)[0])
         position = block * self._geometry.block_tokens + offset
-        found = self._cells[slot, :, :, offset]
         expected = self._pattern(share.chain[None, position : position + 1])[0, :, :, 0]
         layer, plane, word = (int(index) for index in np.argwhere(found != expected)[0])
         return EngineFailed(
