@@ -14,6 +14,8 @@ HOLLOW = re.compile(r"Manager|Helper|Utils?(?![a-z])|Context(?![a-z])")
 HOLLOW_FILE = re.compile(r"(^|_)(manager|helpers?|utils?|context)(_|$)")
 THEIRS = frozenset({"DuplexKvResourceManager"})  # subclasses of another project's names keep them
 CLOCKS = frozenset({"time", "random", "datetime"})
+SIMULATION = "superinfer_trt/sim/"
+WALL_CLOCKS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today")
 CLOCKED = ("superinfer_trt/runtime/clock.py", "superinfer_trt/cli/")
 OPEN_ENDS = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b")
 PLACE_OF_ONE_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|work)/\w")
@@ -33,10 +35,27 @@ def test_no_hollow_names(name: str) -> None:
     assert [found for found in declared if HOLLOW.search(found) and found not in THEIRS] == []
 
 
-@pytest.mark.parametrize("name", [n for n in PACKAGE if not n.startswith(CLOCKED)])
+@pytest.mark.parametrize("name", [n for n in PACKAGE if not n.startswith((*CLOCKED, SIMULATION))])
 def test_time_and_chance_come_from_outside(name: str) -> None:
     tops = {(line, dotted.split(".")[0]) for line, dotted in source_tree.imports(source_tree.tree(name))}
     assert [f"line {line}: {top}" for line, top in sorted(tops) if top in CLOCKS] == []
+
+
+@pytest.mark.parametrize("name", [n for n in PACKAGE if n.startswith(SIMULATION)])
+def test_the_simulator_draws_from_seeds_and_knows_no_wall_clock(name: str) -> None:
+    """It may read dates in traces and make a `random.Random(seed)`, and nothing else of those."""
+    module = source_tree.tree(name)
+    imported = {dotted for _, dotted in source_tree.imports(module)}
+    assert not {dotted for dotted in imported if dotted.split(".")[0] == "time"}
+    assert not {d for d in imported if d.startswith("random.") and d != "random.Random"}
+    used = [
+        (n.lineno, f"{n.value.id}.{n.attr}")
+        for n in ast.walk(module)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+    ]
+    wrong = [(line, name) for line, name in used if name.startswith("random.") and name != "random.Random"]
+    wrong += [(line, name) for line, name in used if name in WALL_CLOCKS]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", [n for n in PACKAGE if not n.startswith("superinfer_trt/cli/")])
