@@ -74,18 +74,25 @@ def test_a_long_text_is_mapped_off_the_loop() -> None:
 def test_a_stop_string_ends_the_request_in_the_executor() -> None:
     async def scenario() -> None:
         async with serving() as wire:
-            said = await say(
-                wire.stub.Generate(text_request("hello world", max_tokens=900, stop=["o w", "zz"]))
-            )
+            driver = wire.service.driver
+            driver.hold()
+            call = wire.stub.Generate(text_request("hello world", max_tokens=900, stop=["o w", "zz"]))
+            await call.initial_metadata()
+            before = Said()
+            for _ in "hello w":
+                driver.step()
+                before.take(await call.read())
+            assert before.text == "hell"
+            driver.step()  # the executor has been told by now, and makes no further token
+            said = await say(call, before)
             assert (said.code, said.text) == (grpc.StatusCode.OK, "hell")
             assert said.ending is not None
             assert said.ending.matched_string == "o w"
             assert said.ending.finish_reason == pb.FINISH_REASON_STOP
             assert said.token_ids == [ord(letter) for letter in "hello w"]
             assert said.ending.usage.output_tokens == 7
-            endings = wire.service.executor.endings
-            await until(lambda: endings)
-            assert set(endings.values()) <= {FinishReason.STOP, FinishReason.LENGTH}
+            assert wire.service.executor.endings == {RequestId(0): FinishReason.STOP}
+            assert wire.service.executor.totals.output_tokens == 7
 
     run(scenario())
 
