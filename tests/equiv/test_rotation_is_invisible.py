@@ -15,22 +15,32 @@ from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.request import Request
 from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.core.view import Limits
+from superinfer_trt.engine.native import NativeEngine, element_bytes_for
 from superinfer_trt.engine.pattern import PatternEngine
 from superinfer_trt.sched.registry import POLICIES, make_policy
 from superinfer_trt.transfer.native import DuplexLink
 from superinfer_trt.transfer.pools import allocate_pool
+from support.random_weights import RandomWeights
 from support.requests import random_requests
 from support.world import Box, BoxClock, HashingEngine, Result, all_done
 
 BLOCK = 16
-VOCABULARY = 1_000
+VOCABULARY = 200  # below that of the small random model
 GEOMETRY = Geometry(layers=2, kv_heads=2, head_dim=16, element_bytes=2, block_tokens=BLOCK)
 
 
 def run(
-    requests: list[Request], policy: str, hbm_blocks: int, dram_blocks: int, depth: int
+    requests: list[Request],
+    policy: str,
+    hbm_blocks: int,
+    dram_blocks: int,
+    depth: int,
+    kind: str = "pattern",
 ) -> tuple[Result, dict[tuple[int, int], str]]:
-    """One world over real bytes; returns what came of it and the hash of every full block."""
+    """One world over real bytes; returns what came of it and the hash of every full block.
+
+    `kind`: the pattern engine, or the embedded one on a small random model, "bf16" or "fp32".
+    """
     chosen = make_policy(policy)
     limits = Limits(
         step_tokens=64,
@@ -39,17 +49,24 @@ def run(
         device_blocks=hbm_blocks,
         host_blocks=dram_blocks if chosen.rotates else 0,
     )
-    device = allocate_pool(hbm_blocks, GEOMETRY.block_bytes)
-    host = allocate_pool(max(1, limits.host_blocks), GEOMETRY.block_bytes)
+    model = RandomWeights()
+    geometry = GEOMETRY if kind == "pattern" else model.config.geometry(BLOCK, element_bytes_for(kind))
+    device = allocate_pool(hbm_blocks, geometry.block_bytes)
+    host = allocate_pool(max(1, limits.host_blocks), geometry.block_bytes)
     device.fill(0xAA)
     link = DuplexLink(device, host, h2d_bytes_per_s=0, d2h_bytes_per_s=0)
     clock = BoxClock()
-    pattern = PatternEngine(GEOMETRY, device, vocabulary=VOCABULARY, context_tokens_max=4_096)
-    engine = HashingEngine(pattern, device, clock, step_ns=8 * MILLISECOND)
+    inner: PatternEngine | NativeEngine
+    if kind == "pattern":
+        inner = PatternEngine(geometry, device, vocabulary=VOCABULARY, context_tokens_max=4_096)
+    else:
+        inner = NativeEngine(model, device, block_tokens=BLOCK, dtype=kind)
+    engine = HashingEngine(inner, device, clock, step_ns=8 * MILLISECOND)
     try:
         result = Box(chosen, engine, link, limits, depth=depth, clock=clock).run(requests)
     finally:
         link.close()
+        engine.close()
     return result, engine.hashes
 
 
@@ -63,9 +80,9 @@ def largest_blocks(requests: list[Request]) -> int:
 
 
 @cache
-def unrotated(seed: int) -> tuple[Result, dict[tuple[int, int], str]]:
+def unrotated(seed: int, kind: str = "pattern") -> tuple[Result, dict[tuple[int, int], str]]:
     requests = world(seed)
-    result, hashes = run(requests, "fcfs", 200 * largest_blocks(requests), 0, 1)
+    result, hashes = run(requests, "fcfs", 200 * largest_blocks(requests), 0, 1, kind)
     assert all_done(result)
     assert not result.rotations
     assert not result.evictions
@@ -99,3 +116,20 @@ def test_a_crowd_rotates_often(depth: int) -> None:
     assert result.tokens == expected.tokens
     assert moved_hashes == hashes
     assert result.rotations >= 100
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_real_decoder_says_the_same(policy: str, depth: int, kind: str) -> None:
+    """The embedded engine: logits are a function of a row's own tokens alone, so greedy and sampled tokens
+    and KV bytes are equal, not just close, however its rows were batched, chunked, moved or recomputed."""
+    seed = 7
+    requests = world(seed)
+    hbm_blocks = int(np.ceil(1.5 * largest_blocks(requests)))
+    expected, hashes = unrotated(seed, kind)
+    result, moved_hashes = run(requests, policy, hbm_blocks, 12 * hbm_blocks, depth, kind)
+    assert all_done(result)
+    assert result.tokens == expected.tokens
+    assert moved_hashes == hashes
+    assert result.rotations + result.evictions > 0
