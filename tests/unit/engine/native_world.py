@@ -34,7 +34,7 @@ TINY = ModelConfig(
 MODELS = {
     "gqa": TINY,
     "mha": replace(TINY, kv_heads=4, head_dim=24, hidden=72, intermediate=40, tied_embedding=True),
-    "wide": replace(TINY, heads=6, kv_heads=2, head_dim=64, hidden=136),
+    "wide": replace(TINY, heads=6, kv_heads=2, head_dim=64, hidden=144),
     "wider": replace(TINY, heads=2, kv_heads=1, head_dim=128, vocabulary=64),
     "qwen2": replace(TINY, architecture="qwen2", qkv_bias=True),
     "mixtral": replace(TINY, architecture="mixtral", experts=5, experts_per_token=2),
