@@ -1,7 +1,7 @@
 """DuplexLink: the transfer engine over two pools in memory, backed by plugins/duplexkv.
 
-Each direction has its own thread, queue and rate. Knows no request and no policy. Any thread may
-call it; calls of several threads are serialised. It does not survive a fork.
+Each direction has its own thread, queue and rate. Knows no request and no policy. Any thread may call
+it, `poll` one at a time. It does not survive a fork.
 """
 
 from __future__ import annotations
