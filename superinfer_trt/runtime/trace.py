@@ -24,6 +24,11 @@ class PlanTrace:
         if self._sink is not None:
             self._sink.write(plan.line() + "\n")
 
+    @property
+    def newest(self) -> Plan | None:
+        """The last plan; None before the first."""
+        return self._plans[-1] if self._plans else None
+
     def tail(self) -> list[str]:
         """The kept lines, oldest first."""
         return [plan.line() for plan in list(self._plans)]

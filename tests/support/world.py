@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from superinfer_trt.core.outcome import Ending, Outcome, TokenEvent
+from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.ports import ModelEngine, Policy, TransferEngine
 from superinfer_trt.core.request import FinishReason, Request
 from superinfer_trt.core.step import Batch
@@ -133,6 +134,7 @@ class Box:
             depth=depth,
         )
         self.lines: list[str] = []
+        self._newest: Plan | None = None
 
     def run(
         self,
@@ -153,7 +155,10 @@ class Box:
             if not self.executor.turn():
                 until = self.clock.time + MILLISECOND // 5
                 self.clock.park(max(until, todo[-1].arrival) if todo and self.executor.idle else until)
-            self.lines += [line for line in self.executor.trace.tail()[-1:] if line not in self.lines[-1:]]
+            newest = self.executor.trace.newest
+            if newest is not None and newest is not self._newest:
+                self._newest = newest
+                self.lines.append(newest.line())
             if audit:
                 self.ledger.audit()
             if each_turn is not None:
