@@ -34,7 +34,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm triton build config cli",
+    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -50,6 +50,7 @@ LAYERS = {
     "triton": layer("triton_python_backend_utils", "numpy"),
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,
+    "build_sim": EVERYTHING,
     "cli": EVERYTHING,
     "__init__": layer(),
     "__main__": EVERYTHING,

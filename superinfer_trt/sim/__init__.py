@@ -1,0 +1,1 @@
+"""The production scheduler, ledger and executor in a modelled world: clock, link and engine replaced."""
