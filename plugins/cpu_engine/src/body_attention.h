@@ -1,7 +1,7 @@
 // Blocked attention over the paged pool, on top of Tile<Flavour>: 32 keys (or 32 columns of the
-// values) at a time are repacked into a panel that all query rows of a KV head share. While one
-// section is computed, head after head, the next one is fetched in the order in which it lies in
-// memory. The promise of exactness is in kernels.h.
+// values) at a time are repacked into a panel that all query rows of a KV head share. A section is
+// first copied out of the pool in the order in which it lies there: short scattered reads of a head
+// at a time would get a fraction of the memory's bandwidth. The promise of exactness is in kernels.h.
 #pragma once
 
 #include "body_gemm.h"
@@ -17,6 +17,8 @@ struct AttentionScratch {
   typename Flavour::Activation* q;       // [rows][depth]
   typename Flavour::Activation* weight;  // [rows][kSection]
   typename Flavour::Weight* panel;       // [max(depth, kSection)][32]
+  unsigned char* keys;                   // [kSection][row bytes] of the pool
+  unsigned char* values;                 // [kSection][row bytes] of the pool
   float* score;                          // [rows][kSection]
   float* value;                          // [rows][depth], unnormalised
   float* most;                           // [rows] maximum so far
@@ -28,13 +30,20 @@ struct AttentionScratch {
     return static_cast<std::size_t>(round_up(kQueryBlock * group, kRowStep) + kRowStep);
   }
 
+  // Of the KV heads of one call.
+  static std::size_t row_bytes_max(int head_dim) {
+    return static_cast<std::size_t>(kQueryBlock) * static_cast<std::size_t>(head_dim) *
+           sizeof(typename Flavour::Weight);
+  }
+
   static std::size_t bytes(int group, int head_dim) {
     const std::size_t rows = rows_padded(group);
     const auto depth = static_cast<std::size_t>(round_up(head_dim, kDepthStep));
     const auto section = static_cast<std::size_t>(kSection);
     const std::size_t panel = (depth > section ? depth : section) * kPanel;
     return rows * (depth + section) * sizeof(*q) + panel * sizeof(*panel_type()) +
-           rows * (section + depth + 4) * sizeof(float) + 16 * 64;
+           section * 2 * row_bytes_max(head_dim) + rows * (section + depth + 4) * sizeof(float) +
+           16 * 64;
   }
 
   AttentionScratch(void* memory, int group, int head_dim) {
@@ -45,6 +54,8 @@ struct AttentionScratch {
     take_array(at, q, rows * depth);
     take_array(at, weight, rows * section);
     take_array(at, panel, (depth > section ? depth : section) * kPanel);
+    take_array(at, keys, section * row_bytes_max(head_dim));
+    take_array(at, values, section * row_bytes_max(head_dim));
     take_array(at, score, rows * section);
     take_array(at, value, rows * depth);
     take_array(at, most, rows);
@@ -83,75 +94,62 @@ inline const unsigned char* key_of(const KvPlace& kv, std::ptrdiff_t token) {
          static_cast<std::size_t>(offset) * kv.token_bytes;
 }
 
-// Calls body(first token relative to `begin`, tokens, address) for each run of tokens in one block.
-template <class Body>
-inline void for_runs(const KvPlace& kv, std::ptrdiff_t begin, std::ptrdiff_t count, Body body) {
-  std::ptrdiff_t done = 0;
-  while (done < count) {
+// Copies, and asks for the same stretch `ahead`.
+inline void copy_ahead(unsigned char* to, const unsigned char* from, std::size_t bytes,
+                       const unsigned char* ahead) {
+  std::size_t i = 0;
+  for (; i + 64 <= bytes; i += 64) {
+    __builtin_prefetch(ahead + i, 0, 2);
+    store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
+  }
+  __builtin_memcpy(to + i, from + i, bytes - i);
+}
+
+// Rows of `row_bytes` of a run of tokens, out of the pool into dense rows.
+inline void copy_run(unsigned char* to, const unsigned char* from, std::ptrdiff_t tokens,
+                     std::size_t token_bytes, std::size_t row_bytes, const unsigned char* ahead) {
+  const auto count = static_cast<std::size_t>(tokens);
+  if (row_bytes == token_bytes) return copy_ahead(to, from, count * row_bytes, ahead);
+  for (std::size_t i = 0; i < count; ++i) {
+    copy_ahead(to + i * row_bytes, from + i * token_bytes, row_bytes, ahead + i * token_bytes);
+  }
+}
+
+// Copies keys and values of tokens begin .. begin + count - 1; `t` then finds them in the copy.
+inline void stage(const Attention& t, std::ptrdiff_t begin, std::ptrdiff_t count,
+                  std::size_t row_bytes, unsigned char* keys, unsigned char* values) {
+  const std::ptrdiff_t end = t.position + t.queries;
+  for (std::ptrdiff_t done = 0; done < count;) {
     const std::ptrdiff_t token = begin + done;
-    const std::ptrdiff_t left = kv.block_tokens - static_cast<int>(token) % kv.block_tokens;
-    const std::ptrdiff_t run = lesser(left, count - done);
-    body(done, run, key_of(kv, token));
+    const int in_block = static_cast<int>(token) % t.kv.block_tokens;
+    const std::ptrdiff_t run = lesser(t.kv.block_tokens - in_block, count - done);
+    const unsigned char* from = key_of(t.kv, token);
+    const unsigned char* ahead = from;
+    if (token + run < end) {
+      ahead = key_of(t.kv, token + run);
+    } else if (t.next != nullptr) {
+      ahead = key_of(*t.next, 0);
+    }
+    const std::size_t at = static_cast<std::size_t>(done) * row_bytes;
+    copy_run(keys + at, from, run, t.kv.token_bytes, row_bytes, ahead);
+    copy_run(values + at, from + t.kv.value_offset_bytes, run, t.kv.token_bytes, row_bytes,
+             ahead + t.kv.value_offset_bytes);
     done += run;
   }
 }
 
-// Tokens whose keys and values are to be fetched, a few at a time.
-struct Fetch {
-  const KvPlace* kv = nullptr;
-  std::ptrdiff_t token = 0;
-  std::ptrdiff_t end = 0;
-  std::size_t row_bytes = 0;
-
-  void some(std::ptrdiff_t count) {
-    count = lesser(count, end - token);
-    if (count <= 0) return;
-    for_runs(*kv, token, count, [&](std::ptrdiff_t, std::ptrdiff_t run, const unsigned char* src) {
-      fetch_rows(src, run);
-      fetch_rows(src + kv->value_offset_bytes, run);
-    });
-    token += count;
-  }
-
-  void fetch_rows(const unsigned char* src, std::ptrdiff_t rows) const {
-    const bool dense = row_bytes == kv->token_bytes;  // then the rows are one range
-    const std::size_t width = dense ? row_bytes * static_cast<std::size_t>(rows) : row_bytes;
-    for (std::ptrdiff_t i = 0; i < (dense ? 1 : rows); ++i, src += kv->token_bytes) {
-      for (std::size_t byte = 0; byte < width; byte += 64) __builtin_prefetch(src + byte, 0, 2);
-    }
-  }
-};
-
-// Panel of `count` keys from `begin` on, [depth / pair][32][pair]; missing keys and the padding of
+// Panel of `count` staged keys of one head, [depth / pair][32][pair]; missing keys and the padding of
 // the depth are zero.
 template <class Flavour>
-inline void pack_keys(const Attention& t, std::ptrdiff_t begin, std::ptrdiff_t count,
-                      std::ptrdiff_t depth, typename Flavour::Weight* panel) {
-  const std::ptrdiff_t dwords = t.head_dim / Flavour::kPair;
+inline void pack_keys(const unsigned char* keys, std::size_t row_bytes, std::ptrdiff_t count,
+                      std::ptrdiff_t head_dim, std::ptrdiff_t depth,
+                      typename Flavour::Weight* panel) {
+  const std::ptrdiff_t dwords = head_dim / Flavour::kPair;
   auto* dst = reinterpret_cast<std::uint32_t*>(panel);
-  for (std::ptrdiff_t half = 0; half < 2; ++half) {
-    const std::ptrdiff_t first = half * 16;
-    const std::ptrdiff_t here = count - first < 0 ? 0 : lesser(16, count - first);
-    const std::ptrdiff_t token = begin + first;
-    const bool whole =
-        here > 0 && static_cast<int>(token) % t.kv.block_tokens + here <= t.kv.block_tokens;
-    if (here == 0) {
-      transpose16(nullptr, 0, 0, dwords, dst + first);
-    } else if (whole) {
-      transpose16(key_of(t.kv, token), t.kv.token_bytes, here, dwords, dst + first);
-    } else {
-      alignas(64) unsigned char rows[16 * 256 * 4];
-      const std::size_t row_bytes = static_cast<std::size_t>(dwords) * 4;
-      for_runs(t.kv, token, here, [&](std::ptrdiff_t at, std::ptrdiff_t run, const unsigned char* src) {
-        for (std::ptrdiff_t i = 0; i < run; ++i) {
-          __builtin_memcpy(rows + static_cast<std::size_t>(at + i) * row_bytes,
-                           src + static_cast<std::size_t>(i) * t.kv.token_bytes, row_bytes);
-        }
-      });
-      transpose16(rows, row_bytes, here, dwords, dst + first);
-    }
-  }
-  const std::ptrdiff_t padding = (depth - t.head_dim) / Flavour::kPair * 32 * 4;
+  transpose16(keys, row_bytes, lesser(16, count), dwords, dst);
+  transpose16(keys + (count > 16 ? 16 * row_bytes : 0), row_bytes, count > 16 ? count - 16 : 0,
+              dwords, dst + 16);
+  const std::ptrdiff_t padding = (depth - head_dim) / Flavour::kPair * 32 * 4;
   __builtin_memset(dst + dwords * 32, 0, static_cast<std::size_t>(padding));
 }
 
@@ -170,24 +168,16 @@ inline void pack_value_rows(const float* a, const float* b, std::ptrdiff_t colum
   }
 }
 
-// Panel of values: 32 columns from `column` on of `count` tokens from `begin` on, [padded / pair][32][pair].
+// Panel of 32 columns of `count` staged values, [padded / pair][32][pair].
 template <class Flavour>
-inline void pack_values(const Attention& t, std::ptrdiff_t begin, std::ptrdiff_t count,
-                        std::ptrdiff_t padded, std::ptrdiff_t column,
+inline void pack_values(const unsigned char* values, std::size_t row_bytes, std::ptrdiff_t count,
+                        std::ptrdiff_t padded, std::ptrdiff_t columns,
                         typename Flavour::Weight* panel) {
   using Weight = typename Flavour::Weight;
-  const Weight* rows[kSection];
-  for_runs(t.kv, begin, count, [&](std::ptrdiff_t at, std::ptrdiff_t run, const unsigned char* src) {
-    for (std::ptrdiff_t i = 0; i < run; ++i) {
-      rows[at + i] = reinterpret_cast<const Weight*>(src + t.kv.value_offset_bytes +
-                                                     static_cast<std::size_t>(i) * t.kv.token_bytes) +
-                     column;
-    }
-  });
-  for (std::ptrdiff_t i = count; i < padded; ++i) rows[i] = nullptr;
-  const std::ptrdiff_t columns = lesser(kPanel, t.head_dim - column);
-  for (std::ptrdiff_t i = 0; i < padded; i += 2) {
-    pack_value_rows(rows[i], rows[i + 1], columns, panel + i * kPanel);
+  for (std::ptrdiff_t i = 0; i < padded; i += 2, values += 2 * row_bytes) {
+    const auto* a = i < count ? reinterpret_cast<const Weight*>(values) : nullptr;
+    const auto* b = i + 1 < count ? reinterpret_cast<const Weight*>(values + row_bytes) : nullptr;
+    pack_value_rows(a, b, columns, panel + i * kPanel);
   }
 }
 
@@ -220,24 +210,23 @@ inline void soften(const AttentionScratch<Flavour>& s, std::ptrdiff_t row, std::
   s.most[row] = now;
 }
 
-// One call's sizes, and what it does between two computations.
+// The sizes of a call.
 struct Course {
   std::ptrdiff_t rows;   // of one KV head
   std::ptrdiff_t depth;  // of a head, padded
+  std::size_t row_bytes;  // of a staged token
   float scale;
-  Fetch fetch;
-  std::ptrdiff_t fetch_tokens;  // a time
 };
 
-// Scores of keys begin .. begin + count - 1 for the rows of one KV head, then their weights.
+// Scores of `count` staged keys from token `begin` on for the rows of one KV head, then their weights.
 template <class Flavour>
-inline void score_section(const Attention& t, const AttentionScratch<Flavour>& s, Course& course,
-                          std::ptrdiff_t begin, std::ptrdiff_t count) {
+inline void score_section(const Attention& t, const AttentionScratch<Flavour>& s,
+                          const Course& course, std::ptrdiff_t begin, std::ptrdiff_t count) {
   const std::ptrdiff_t padded = round_up(count, kPanel);
   const std::ptrdiff_t depth = course.depth;
   for (std::ptrdiff_t key = 0; key < padded; key += kPanel) {
-    course.fetch.some(course.fetch_tokens);
-    pack_keys<Flavour>(t, begin + key, lesser(kPanel, count - key), depth, s.panel);
+    pack_keys<Flavour>(s.keys + static_cast<std::size_t>(key) * course.row_bytes, course.row_bytes,
+                       lesser(kPanel, count - key), t.head_dim, depth, s.panel);
     for_tiles<Flavour>(0, course.rows, [&](std::ptrdiff_t row, std::ptrdiff_t tile) {
       Tile<Flavour>::run(tile, s.q + row * depth, depth, s.panel, depth,
                          s.score + row * kSection + key, kSection, Ahead{});
@@ -249,15 +238,16 @@ inline void score_section(const Attention& t, const AttentionScratch<Flavour>& s
   }
 }
 
-// Folds the values of the same keys in.
+// Folds the values of the same tokens in.
 template <class Flavour>
-inline void value_section(const Attention& t, const AttentionScratch<Flavour>& s, Course& course,
-                          std::ptrdiff_t begin, std::ptrdiff_t count) {
+inline void value_section(const Attention& t, const AttentionScratch<Flavour>& s,
+                          const Course& course, std::ptrdiff_t begin, std::ptrdiff_t count) {
   const std::ptrdiff_t padded = round_up(count, kPanel);
   alignas(64) float c[Tile<Flavour>::kRows * kPanel];
   for (std::ptrdiff_t column = 0; column < course.depth; column += kPanel) {
-    course.fetch.some(course.fetch_tokens);
-    pack_values<Flavour>(t, begin, count, padded, column, s.panel);
+    pack_values<Flavour>(
+        s.values + static_cast<std::size_t>(column) * sizeof(typename Flavour::Weight),
+        course.row_bytes, count, padded, lesser(kPanel, t.head_dim - column), s.panel);
     for_tiles<Flavour>(0, course.rows, [&](std::ptrdiff_t first, std::ptrdiff_t tile) {
       Tile<Flavour>::run(tile, s.weight + first * kSection, kSection, s.panel, padded, c, kPanel,
                          Ahead{});
@@ -312,11 +302,10 @@ inline void end_head(const Attention& t, const AttentionScratch<Flavour>& s, con
 template <class Flavour>
 inline Attention of_head(const Attention& t, std::ptrdiff_t head) {
   using Activation = typename Flavour::Activation;
-  const std::ptrdiff_t columns = head * t.head_dim;
+  const std::ptrdiff_t columns = head * t.head_dim * t.group;
   Attention one = t;
-  one.q = static_cast<const Activation*>(t.q) + columns * t.group;
-  one.out = static_cast<Activation*>(t.out) + columns * t.group;
-  one.kv.pool += static_cast<std::size_t>(columns) * sizeof(typename Flavour::Weight);
+  one.q = static_cast<const Activation*>(t.q) + columns;
+  one.out = static_cast<Activation*>(t.out) + columns;
   return one;
 }
 
@@ -324,29 +313,26 @@ template <class Flavour>
 void attention(const Attention& t) {
   Tile<Flavour>::enter();
   const AttentionScratch<Flavour> s(t.scratch, t.group, t.head_dim);
+  const std::size_t head_bytes =
+      static_cast<std::size_t>(t.head_dim) * sizeof(typename Flavour::Weight);
   Course course{};
   course.rows = static_cast<std::ptrdiff_t>(t.queries) * t.group;
   course.depth = round_up(t.head_dim, kDepthStep);
+  course.row_bytes = static_cast<std::size_t>(t.kv_heads) * head_bytes;
   course.scale = 1.0F / __builtin_sqrtf(static_cast<float>(t.head_dim));
-  const auto row_bytes =
-      static_cast<std::size_t>(t.kv_heads * t.head_dim) * sizeof(typename Flavour::Weight);
-  const std::ptrdiff_t pauses = t.kv_heads * ((kSection + course.depth) / kPanel);
   const std::ptrdiff_t keys = t.position + t.queries;
   for (std::ptrdiff_t begin = 0; begin < keys; begin += kSection) {
-    const std::ptrdiff_t after = begin + kSection;
-    if (after < keys) {
-      course.fetch = {&t.kv, after, lesser(after + kSection, keys), row_bytes};
-    } else {
-      course.fetch = {t.next, 0, t.next == nullptr ? 0 : lesser(kSection, t.next_tokens), row_bytes};
-    }
-    course.fetch_tokens = (course.fetch.end - course.fetch.token + pauses - 1) / pauses;
+    const std::ptrdiff_t count = lesser(kSection, keys - begin);
+    stage(t, begin, count, course.row_bytes, s.keys, s.values);
     for (std::ptrdiff_t head = 0; head < t.kv_heads; ++head) {
       const Attention one = of_head<Flavour>(t, head);
-      const auto part = s.from(head * course.rows, course.depth);
+      auto part = s.from(head * course.rows, course.depth);
+      part.keys += static_cast<std::size_t>(head) * head_bytes;
+      part.values += static_cast<std::size_t>(head) * head_bytes;
       if (begin == 0) begin_head(one, part, course);
-      score_section(one, part, course, begin, lesser(kSection, keys - begin));
-      value_section(one, part, course, begin, lesser(kSection, keys - begin));
-      if (after >= keys) end_head(one, part, course);
+      score_section(one, part, course, begin, count);
+      value_section(one, part, course, begin, count);
+      if (begin + kSection >= keys) end_head(one, part, course);
     }
   }
 }

@@ -143,11 +143,8 @@ void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
   a.kv = kv_place(layer, here);
   KvPlace next;
   if (item + 1 < std::ssize(attention_items_)) {
-    const AttentionItem& after = attention_items_[static_cast<std::size_t>(item + 1)];
-    const QueryBlock& after_block = query_blocks_[after.block];
-    next = kv_place(layer, after);
+    next = kv_place(layer, attention_items_[static_cast<std::size_t>(item + 1)]);
     a.next = &next;
-    a.next_tokens = tokens_[static_cast<std::size_t>(after_block.first)].position + after_block.count;
   }
   a.scratch = attention_scratch_[static_cast<std::size_t>(thread)].as<void>();
   kernels_.attention(a);

@@ -82,7 +82,6 @@ struct Attention {
   int head_dim = 0;
   KvPlace kv;  // of the first KV head
   const KvPlace* next = nullptr;  // what will be attended to after this, to be fetched, or null
-  int next_tokens = 0;
   void* scratch = nullptr;
 };
 
