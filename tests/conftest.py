@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"superinfer_trt {superinfer_trt.__version__} from {Path(superinfer_trt.__file__).parent}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_sources() -> Iterator[None]:
+    """A test's child process must meet the installed package, not the sources beside it: `python -c`
+    puts its working directory on the path, so that must not be the repository's root."""
+    before = Path.cwd()
+    os.chdir(Path(__file__).parent)
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")
