@@ -122,7 +122,7 @@ ILLEGAL: dict[str, tuple[Plan, dict[str, object], str]] = {
     "evict of a waiting one": (plan(evict=(NEW,)), {}, "evict of 0, which is waiting"),
     "chunk of one not admitted": (plan(prefill=(Chunk(NEW, 0, 3),)), {}, "prefill of 0, which is waiting"),
     "chunk of a decoding one": (plan(prefill=(Chunk(OLD, 6, 1),)), {}, "prefill of 3, which is decode"),
-    "decoded twice": (plan(decode=(OLD, OLD)), {}, "3 is named twice"),
+    "decoded twice": (plan(decode=(OLD, OLD)), {}, "named twice"),
     "run and moved": (plan(decode=(OLD,), rotate_out=(OLD,)), {}, "3 is named twice"),
     "run and evicted": (plan(decode=(OLD,), evict=(OLD,)), {}, "3 is named twice"),
     "two chunks of one": (plan(prefill=(Chunk(FILL, 4, 1), Chunk(FILL, 4, 1))), {}, "2 is named twice"),
