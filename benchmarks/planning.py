@@ -20,7 +20,6 @@ import argparse
 import gc
 import itertools
 import json
-import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +43,9 @@ PROMPT_TOKENS = 160
 OUTPUT_TOKENS = (32, 160)
 BLOCK_TOKENS = 16
 MEAN_BLOCKS = 14  # of a live request (long outputs are live for longer)
-MAX_BLOCKS = 18  # of a live request at its end
+OUTPUT_TOKENS_MAX = 480  # what requests ask for; they stop earlier, as real ones do
+MAX_BLOCKS = 40  # promised to a live request: DRAM is several times HBM, as on a superchip
+STOP = 2
 RUNNING = ROTARY = 512
 WARM_TURNS = 150
 
@@ -66,6 +67,12 @@ class JumpingClock:
         pass
 
 
+def output_tokens(id: int) -> int:
+    """After how many tokens a request stops: spread evenly over OUTPUT_TOKENS, by its id."""
+    low, high = OUTPUT_TOKENS
+    return low + id * 2_654_435_761 % (high - low + 1)
+
+
 class NoEngine:
     """Gives every row that samples a token, at once."""
 
@@ -83,8 +90,14 @@ class NoEngine:
     def collect(self) -> Outcome:
         assert self._air is not None
         self._clock.skipped += STEP_NS
-        token = Sampled(1)
-        return Outcome({row.id: token for row in self._air.rows if row.sample})
+        goes_on, stops = Sampled(1), Sampled(STOP)
+        return Outcome(
+            {
+                row.id: goes_on if row.index + 1 < output_tokens(row.id) else stops
+                for row in self._air.rows
+                if row.sample
+            }
+        )
 
     def close(self) -> None:
         pass
@@ -166,10 +179,9 @@ def sort_all(view: View) -> list[tuple[int, int]]:
 
 def requests(inbox: BoundedInbox, clock: JumpingClock) -> Iterator[Request]:
     """Endless; prompts are of one length, outputs of many."""
-    rng = random.Random(42)
     prompt = tuple(range(PROMPT_TOKENS))
+    sampling = Sampling(max_tokens=OUTPUT_TOKENS_MAX, stop_ids=frozenset({STOP}))
     while True:
-        sampling = Sampling(max_tokens=rng.randint(*OUTPUT_TOKENS))
         yield Request(inbox.next_id(), prompt, sampling, arrival=clock.now())
 
 

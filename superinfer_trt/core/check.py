@@ -26,14 +26,18 @@ def check_plan(plan: Plan, view: View) -> Plan:
 
 
 class _Check:
-    """The rules, one method each; lives for one call."""
+    """The rules, one method each; lives for one call. Decodes, the one long list, are walked once."""
+
+    __slots__ = ("_growing", "_plan", "_view")
 
     def __init__(self, plan: Plan, view: View) -> None:
         self._plan = plan
         self._view = view
+        self._growing = 0  # decodes that take a block
 
     def run(self) -> None:
         self._header()
+        self._decodes()
         self._phases()
         self._apart()
         self._batch()
@@ -42,7 +46,10 @@ class _Check:
 
     def _require(self, condition: bool, rule: str) -> None:
         if not condition:
-            raise InvariantViolation(f"plan breaks a rule: {rule} | {self._plan.line()}")
+            raise self._broken(rule)
+
+    def _broken(self, rule: str) -> InvariantViolation:
+        return InvariantViolation(f"plan breaks a rule: {rule} | {self._plan.line()}")
 
     def _candidate(self, id: RequestId) -> Candidate:
         candidate = self._view.live.get(id)
@@ -54,39 +61,57 @@ class _Check:
         plan, view = self._plan, self._view
         self._require(plan.turn == view.turn and plan.now == view.now, "turn and now are the view's")
 
+    def _decodes(self) -> None:
+        live, block_tokens, decode = self._view.live, self._view.limits.block_tokens, Phase.DECODE
+        growing = 0
+        for id in self._plan.decode:
+            candidate = live.get(id) or self._candidate(id)
+            if candidate.phase is not decode:
+                raise self._broken(f"decode of {id}, which is {candidate.phase.value}")
+            if candidate.remaining_tokens <= 0:
+                raise self._broken(f"decode of {id}, which has no token left")
+            # View.decode_needs_block, spelled out
+            if candidate.computed_tokens >= candidate.device_blocks * block_tokens:
+                growing += 1
+        self._growing = growing
+
     def _phases(self) -> None:
         plan = self._plan
+        running = (Phase.PREFILL, Phase.DECODE)
         admitted = set(plan.admit)
+        # Tuples of members and not sets: a member is found by identity, a set would hash it in Python.
         wanted = (
-            (plan.admit, {Phase.WAITING}, "admit"),
-            ([r.id for r in plan.reject], {Phase.WAITING}, "reject"),
-            (plan.decode, {Phase.DECODE}, "decode"),
-            (plan.rotate_out, {Phase.DECODE}, "rotate_out"),
-            (plan.rotate_in, {Phase.ROTARY}, "rotate_in"),
-            ([s.id for s in plan.sync], {Phase.PREFILL, Phase.DECODE}, "sync"),
-            (plan.evict, {Phase.PREFILL, Phase.DECODE}, "evict"),
-            ([c.id for c in plan.prefill if c.id not in admitted], {Phase.PREFILL}, "prefill"),
+            (plan.admit, (Phase.WAITING,), "admit"),
+            ([r.id for r in plan.reject], (Phase.WAITING,), "reject"),
+            (plan.rotate_out, (Phase.DECODE,), "rotate_out"),
+            (plan.rotate_in, (Phase.ROTARY,), "rotate_in"),
+            ([s.id for s in plan.sync], running, "sync"),
+            (plan.evict, running, "evict"),
+            ([c.id for c in plan.prefill if c.id not in admitted], (Phase.PREFILL,), "prefill"),
         )
         for ids, phases, name in wanted:
             for id in ids:
                 phase = self._candidate(id).phase
-                self._require(phase in phases, f"{name} of {id}, which is {phase.value}")
+                if phase not in phases:
+                    raise self._broken(f"{name} of {id}, which is {phase.value}")
 
     def _apart(self) -> None:
         plan = self._plan
-        fields = (
-            [c.id for c in plan.prefill],
-            plan.decode,
-            plan.rotate_out,
-            plan.rotate_in,
-            plan.evict,
-            [r.id for r in plan.reject],
-        )
-        named: set[RequestId] = set()
-        for ids in fields:
-            for id in ids:
-                self._require(id not in named, f"{id} is named twice")
-                named.add(id)
+        moved: list[RequestId] = [
+            *(c.id for c in plan.prefill),
+            *plan.rotate_out,
+            *plan.rotate_in,
+            *plan.evict,
+            *(r.id for r in plan.reject),
+        ]
+        named = set(plan.decode)
+        if len(named) != len(plan.decode):
+            twice = next(id for id in named if plan.decode.count(id) > 1)
+            raise self._broken(f"{twice} is named twice")
+        for id in moved:
+            if id in named:
+                raise self._broken(f"{id} is named twice")
+            named.add(id)
         gone = set(plan.rotate_out) | set(plan.evict)
         synced = {s.id for s in plan.sync}
         self._require(len(synced) == len(plan.sync), "one sync run a request")
@@ -107,15 +132,11 @@ class _Check:
                 0 < chunk.length <= candidate.target_tokens - chunk.start,
                 f"chunk of {chunk.id} has length {chunk.length}",
             )
-        for id in plan.decode:
-            self._require(
-                self._candidate(id).remaining_tokens > 0, f"decode of {id}, which has no token left"
-            )
 
     def _device(self) -> None:
         plan, view = self._plan, self._view
-        taken = sum(self._candidate(id).total_blocks for id in (*plan.admit, *plan.rotate_in))
-        taken += sum(1 for id in plan.decode if view.decode_needs_block(self._candidate(id)))
+        taken = self._growing
+        taken += sum(self._candidate(id).total_blocks for id in (*plan.admit, *plan.rotate_in))
         self._require(taken <= view.device_free, f"{taken} device blocks > {view.device_free} free")
         promised, largest = view.promised_blocks, view.promised_blocks_max
         if not view.limits.host_blocks:

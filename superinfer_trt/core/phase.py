@@ -22,6 +22,9 @@ class Phase(Enum):
     ROTATING_IN = "rotating_in"  # blocks on their way to HBM
     FINISHED = "finished"  # the client has its ending; blocks leave as soon as no copy uses them
 
+    # Members are unique objects; Enum's own hash is a call in Python, and moves are looked up every turn.
+    __hash__ = object.__hash__
+
 
 RUNNING = frozenset({Phase.PREFILL, Phase.DECODE})
 

@@ -105,9 +105,10 @@ class KvLedger:
         for id in plan.admit:
             self._admit(self._chains[id])
         for chunk in plan.prefill:
-            self._schedule(self._chains[chunk.id], plan.turn, chunk.length)
-        for id in plan.decode:
-            self._schedule(self._chains[id], plan.turn, 1)
+            chain = self._chains[chunk.id]
+            chain.scheduled += chunk.length  # admission took its blocks
+            chain.touched = plan.turn
+        self._decode(plan)
         return copies
 
     def submitted(self, copy: Copy, ticket: Ticket) -> None:
@@ -152,13 +153,16 @@ class KvLedger:
         chain.device = self._device.take(-(-chain.facts.target_tokens // self._block_tokens))
         chain.tell()
 
-    def _schedule(self, chain: Chain, turn: int, tokens: int) -> None:
-        chain.scheduled += tokens
-        chain.touched = turn
-        missing = chain.blocks - len(chain.device)
-        if missing > 0:
-            chain.device.extend(self._device.take(missing))
-            chain.facts.device_blocks = len(chain.device)
+    def _decode(self, plan: Plan) -> None:
+        """One more token for each; a block for those whose last one is full."""
+        chains, turn, block_tokens = self._chains, plan.turn, self._block_tokens
+        for id in plan.decode:
+            chain = chains[id]
+            chain.scheduled += 1
+            chain.touched = turn
+            if chain.scheduled > len(chain.device) * block_tokens:
+                chain.device.extend(self._device.take(1))
+                chain.facts.device_blocks = len(chain.device)
 
     def _evict(self, chain: Chain) -> None:
         """Drops its KV; the request starts again with an empty chain."""
@@ -199,7 +203,7 @@ class KvLedger:
         that a failed copy loses nothing."""
         dirty = [
             index
-            for index in range(chain.blocks)
+            for index in range(chain.sent, chain.blocks)  # those before are synced or on their way
             if index not in chain.flying
             and (index >= len(chain.synced) or chain.synced[index] < chain.will_fill(index))
         ]
@@ -222,8 +226,12 @@ class KvLedger:
         return self._copy(chain, CopyKind.IN, range(chain.blocks), after=-1)
 
     def _copy(self, chain: Chain, kind: CopyKind, blocks: Sequence[int], *, after: int) -> Copy:
-        device = array("i", [chain.device[index] for index in blocks])
-        host = array("i", [chain.host[index] for index in blocks])
+        first, stop = blocks[0], blocks[-1] + 1
+        if stop - first == len(blocks):  # the usual run: a slice
+            device, host = chain.device[first:stop], chain.host[first:stop]
+        else:
+            device = array("i", [chain.device[index] for index in blocks])
+            host = array("i", [chain.host[index] for index in blocks])
         inward = kind is CopyKind.IN
         copy = Copy(chain.id, kind, host if inward else device, device if inward else host, after)
         if not inward:
@@ -307,7 +315,8 @@ class KvLedger:
                 self._device.give(chain.device)
                 chain.device = array("i")
             landings.append(Landing(chain.id, CopyKind.IN, ok=not failed))
-        chain.count_sent()
+        if failed or chain.leaving or chain.arriving:
+            chain.count_sent()
         self._update_backing(chain, leaving=False, arriving=False)
         chain.tell()
 

@@ -28,6 +28,8 @@ from superinfer_trt.runtime.sequence import Sequence
 from superinfer_trt.runtime.trace import PlanTrace
 
 STALLED_TURNS_MAX = 1_000
+SUBMIT_COPIES_MAX = 1_024
+"""Groups in one submission; a transfer engine's queue is bounded in groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,24 +293,26 @@ class Executor:
         return max(0, max(1, blocks) - self._blocks_in_flight[direction])
 
     def _submit(self) -> None:
-        """Hands the copies over, each direction whole; what a busy lane refuses goes next turn."""
-        parts = self._parts
-        for direction, copies in self._unsent.items():
-            if not copies:
-                continue
-            tickets = parts.transfers.submit(direction, copies)
-            if tickets is None:
-                continue
-            for copy, ticket in zip(copies, tickets, strict=True):
-                blocks = len(copy.source)
-                parts.ledger.submitted(copy, ticket)
-                self._ticket_blocks[ticket] = (direction, blocks)
-                self._blocks_in_flight[direction] += blocks
+        """Hands the copies over, in order; what a busy lane refuses goes next turn."""
+        parts, totals = self._parts, self.totals
+        for direction, unsent in self._unsent.items():
+            while unsent:
+                copies = unsent[:SUBMIT_COPIES_MAX]
+                tickets = parts.transfers.submit(direction, copies)
+                if tickets is None:
+                    break
+                del unsent[: len(copies)]
+                total = 0
+                for copy, ticket in zip(copies, tickets, strict=True):
+                    blocks = len(copy.source)
+                    parts.ledger.submitted(copy, ticket)
+                    self._ticket_blocks[ticket] = (direction, blocks)
+                    total += blocks
+                self._blocks_in_flight[direction] += total
                 if direction is Direction.D2H:
-                    self.totals.link_out_blocks += blocks
+                    totals.link_out_blocks += total
                 else:
-                    self.totals.link_in_blocks += blocks
-            self._unsent[direction] = []
+                    totals.link_in_blocks += total
 
     def _end(self, sequence: Sequence, reason: FinishReason, now: Nanos, message: str) -> None:
         self._told(self._roster.end(sequence, reason, now, message))

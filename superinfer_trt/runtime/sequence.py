@@ -87,18 +87,18 @@ class Sequence:
         self.computed_tokens += length
         if self.computed_tokens == self.target_tokens:
             self.move(Phase.DECODE)
-            self._plan_token()
+            self.produced_tokens += 1
+            self.stint_tokens += 1
+            self.remaining_tokens -= 1
 
     def plan_decode(self) -> None:
         """Counts one decode step as if it were done."""
+        if self.computed_tokens == self.total_blocks * self.block_tokens:
+            self.total_blocks += 1
         self.computed_tokens += 1
-        self._plan_token()
-
-    def _plan_token(self) -> None:
         self.produced_tokens += 1
         self.stint_tokens += 1
         self.remaining_tokens -= 1
-        self.total_blocks = div_ceil(self.computed_tokens, self.block_tokens)
 
     def enter_device(self, now: Nanos) -> None:
         """A stay in HBM begins."""

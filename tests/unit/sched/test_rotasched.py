@@ -11,7 +11,7 @@ from superinfer_trt.core.view import CandidateValue, Limits, View
 from superinfer_trt.sched.registry import make_policy
 from unit.sched.views import decode, line, plan_of, prefill, rotary, waiting
 
-ROTA = make_policy("rotasched", transfer_blocks=100, eager_sync=False)
+ROTA = make_policy("rotasched", min_stint_tokens=1, transfer_blocks=100, eager_sync=False)
 
 
 def test_room_for_all_is_first_come_first_served() -> None:
@@ -80,7 +80,7 @@ def test_an_ending_request_counts_as_leaving() -> None:
 
 def test_transfer_blocks_bound_who_is_taken() -> None:
     # 0 free and B_xfer 2: only the first rotary one is taken, so one victim of 2 blocks is enough.
-    policy = make_policy("rotasched", transfer_blocks=2, eager_sync=False)
+    policy = make_policy("rotasched", min_stint_tokens=1, transfer_blocks=2, eager_sync=False)
     candidates = (
         decode(1, 6, since=100, stint=3),
         decode(2, 6, since=200, stint=3),
@@ -93,7 +93,7 @@ def test_transfer_blocks_bound_who_is_taken() -> None:
 
 def test_auto_is_what_the_links_hide_and_a_part_of_hbm() -> None:
     # 40 blocks: 15 % are 6, of the three rotary ones of 3 blocks two are taken, each for one victim.
-    auto = make_policy("rotasched", eager_sync=False)
+    auto = make_policy("rotasched", min_stint_tokens=1, eager_sync=False)
     candidates = (
         *(decode(id, 31, since=100 + id, stint=3) for id in range(1, 6)),
         *(rotary(id, 11, silent_since=100) for id in (7, 8, 9)),
@@ -109,7 +109,7 @@ def test_auto_is_what_the_links_hide_and_a_part_of_hbm() -> None:
 
 
 def test_the_most_urgent_may_exceed_transfer_blocks_alone() -> None:
-    policy = make_policy("rotasched", transfer_blocks=1, eager_sync=False)
+    policy = make_policy("rotasched", min_stint_tokens=1, transfer_blocks=1, eager_sync=False)
     candidates = (
         decode(1, 6, since=100, stint=3),
         decode(2, 6, since=200, stint=3),
