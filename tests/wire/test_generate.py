@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -11,7 +12,7 @@ from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.serve.errors import REQUEST_ID_HEADER, STATUS_OF_REFUSAL
 from superinfer_trt.serve.pb import executor_pb2 as pb
-from support.echo_service import LetterStream
+from support.echo_service import LetterStream, LetterTokenizer
 from support.wire import Said, request, run, say, serving, text_request, until
 from unit.serve.test_mapping import REFUSED
 
@@ -62,11 +63,26 @@ def test_text_and_chat() -> None:
     run(scenario())
 
 
+class WatchedTokenizer(LetterTokenizer):
+    """Remembers which thread it was used on."""
+
+    def __init__(self) -> None:
+        self.threads: list[bool] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.threads.append(threading.current_thread() is threading.main_thread())
+        return super().encode(text)
+
+
 def test_a_long_text_is_mapped_off_the_loop() -> None:
     async def scenario() -> None:
         async with serving({"device_blocks": 1024, "context_tokens_max": 9000}) as wire:
+            wire.service.tokenizer = watched = WatchedTokenizer()
+            said = await say(wire.stub.Generate(text_request("ab", max_tokens=4)))
+            assert said.text == "abab"
             said = await say(wire.stub.Generate(text_request("ab" * 4000, max_tokens=4)))
             assert said.text == "abab"
+            assert watched.threads == [True, False]
 
     run(scenario())
 
