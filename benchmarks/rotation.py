@@ -1,9 +1,9 @@
 """Throughput under forced rotation against no rotation, at equal batch, on a rate-limited link.
 
-Both runs decode requests of the same lengths. In the first, HBM holds a part of them, so that everybody rotates
-all the time; in the second it holds everybody, and its seats are the mean batch of the first, rounded up,
-so that the steps are of the same size or larger. Runs alternate, and the ratio is taken pair by pair.
-Physical limit: the link moves at most its rate each way; the copies steal cycles from the compute
+Both runs decode requests of the same lengths. In the first, HBM holds a part of them, so that everybody
+rotates all the time; in the second it holds everybody, and its seats are the mean batch of the first,
+rounded up, so that the steps are of the same size or larger. Runs alternate, and the ratio is taken pair
+by pair. Physical limit: the link moves at most its rate each way; the copies steal cycles from the compute
 threads, since HBM and DRAM are the same memory here.
 """
 
