@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +38,16 @@ def test_equals_the_naive_twin_wherever_it_is_cut(stop: list[str], text: str, cu
         assert before.startswith(out)  # never more than may be seen
     out += matcher.finish()
     assert (out, matcher.matched) == plain(stop, text)
+
+
+def test_every_small_stop_string_in_every_small_text() -> None:
+    """Enumerated, because what a stop string does after half a match needs a text made for it."""
+    words = ["".join(word) for length in range(1, 8) for word in product("ab", repeat=length)]
+    for stop in words[:30]:  # up to four letters
+        for text in words:
+            matcher = StopMatcher([stop])
+            out = "".join(map(matcher.push, text)) + matcher.finish()
+            assert (out, matcher.matched) == plain([stop], text), (stop, text)
 
 
 @given(stops, letters)
