@@ -55,8 +55,9 @@ class PyEngine {
       throw std::invalid_argument("pool: blocks are " + std::to_string(pool_.shape(1)) +
                                   " bytes, must be " + std::to_string(wanted));
     }
-    engine_ = std::make_unique<Engine>(shape, dtype_of(dtype), pool_.data(),
-                                       static_cast<std::ptrdiff_t>(pool_.shape(0)), threads, kernels);
+    engine_ =
+        std::make_unique<Engine>(shape, dtype_of(dtype), pool_.data(),
+                                 static_cast<std::ptrdiff_t>(pool_.shape(0)), threads, kernels);
   }
 
   void load_matrix(const std::string& part, int layer, int expert, const In<float, 2>& data) {
@@ -112,7 +113,8 @@ class PyEngine {
     nb::list result;
     for (const Drawn& one : drawn) {
       nb::list top;
-      for (const auto& [id, logprob] : one.top) top.append(nb::make_tuple(id, logprob));
+      for (const auto& [id, logprob] : one.top)
+        top.append(nb::make_tuple(id, logprob));
       result.append(nb::make_tuple(one.token, one.logprob, nb::tuple(top)));
     }
     return result;
@@ -178,11 +180,14 @@ NB_MODULE(_cpu_engine, m) {
       .def_prop_ro("kernels", [](PyEngine& self) { return self.engine().kernels().name; })
       .def_prop_ro("threads", [](PyEngine& self) { return self.engine().threads(); })
       .def_prop_ro("weight_bytes", [](PyEngine& self) { return self.engine().weight_bytes(); });
-  m.def("kernel_sets", [](const std::string& dtype) {
-    std::vector<std::string> names;
-    for (const auto* set : superinfer::cpu::supported_kernels(dtype_of(dtype))) {
-      names.emplace_back(set->name);
-    }
-    return names;
-  }, "dtype"_a);
+  m.def(
+      "kernel_sets",
+      [](const std::string& dtype) {
+        std::vector<std::string> names;
+        for (const auto* set : superinfer::cpu::supported_kernels(dtype_of(dtype))) {
+          names.emplace_back(set->name);
+        }
+        return names;
+      },
+      "dtype"_a);
 }

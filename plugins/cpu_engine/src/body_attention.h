@@ -1,7 +1,8 @@
 // Blocked attention over the paged pool, on top of Tile<Flavour>: 32 keys (or 32 columns of the
 // values) at a time are repacked into a panel that all query rows of a KV head share. A section is
 // first copied out of the pool in the order in which it lies there: short scattered reads of a head
-// at a time would get a fraction of the memory's bandwidth. The promise of exactness is in kernels.h.
+// at a time would get a fraction of the memory's bandwidth. The promise of exactness is in
+// kernels.h.
 #pragma once
 
 #include "body_gemm.h"
@@ -138,8 +139,8 @@ inline void stage(const Attention& t, std::ptrdiff_t begin, std::ptrdiff_t count
   }
 }
 
-// Panel of `count` staged keys of one head, [depth / pair][32][pair]; missing keys and the padding of
-// the depth are zero.
+// Panel of `count` staged keys of one head, [depth / pair][32][pair]; missing keys and the padding
+// of the depth are zero.
 template <class Flavour>
 inline void pack_keys(const unsigned char* keys, std::size_t row_bytes, std::ptrdiff_t count,
                       std::ptrdiff_t head_dim, std::ptrdiff_t depth,
@@ -191,9 +192,11 @@ inline void soften(const AttentionScratch<Flavour>& s, std::ptrdiff_t row, std::
     __builtin_memset(weight, 0, static_cast<std::size_t>(padded) * sizeof(*weight));
     return;
   }
-  for (std::ptrdiff_t i = visible; i < padded; ++i) score[i] = kNegativeInfinity;
+  for (std::ptrdiff_t i = visible; i < padded; ++i)
+    score[i] = kNegativeInfinity;
   F16 most = load(score);
-  for (std::ptrdiff_t i = 16; i < padded; i += 16) most = max(most, load(score + i));
+  for (std::ptrdiff_t i = 16; i < padded; i += 16)
+    most = max(most, load(score + i));
   const float section_most = reduce_max(most);
   const F16 shift = set1(section_most);
   F16 sum = set1(0.0F);
@@ -212,13 +215,14 @@ inline void soften(const AttentionScratch<Flavour>& s, std::ptrdiff_t row, std::
 
 // The sizes of a call.
 struct Course {
-  std::ptrdiff_t rows;   // of one KV head
-  std::ptrdiff_t depth;  // of a head, padded
+  std::ptrdiff_t rows;    // of one KV head
+  std::ptrdiff_t depth;   // of a head, padded
   std::size_t row_bytes;  // of a staged token
   float scale;
 };
 
-// Scores of `count` staged keys from token `begin` on for the rows of one KV head, then their weights.
+// Scores of `count` staged keys from token `begin` on for the rows of one KV head, then their
+// weights.
 template <class Flavour>
 inline void score_section(const Attention& t, const AttentionScratch<Flavour>& s,
                           const Course& course, std::ptrdiff_t begin, std::ptrdiff_t count) {
@@ -271,8 +275,8 @@ inline void begin_head(const Attention& t, const AttentionScratch<Flavour>& s,
   const auto used = static_cast<std::size_t>(t.head_dim) * sizeof(Activation);
   const auto width = static_cast<std::size_t>(course.depth) * sizeof(Activation);
   for (std::ptrdiff_t row = 0; row < course.rows; ++row) {
-    const auto* q = static_cast<const Activation*>(t.q) + row / t.group * t.ld_q +
-                    row % t.group * t.head_dim;
+    const auto* q =
+        static_cast<const Activation*>(t.q) + row / t.group * t.ld_q + row % t.group * t.head_dim;
     auto* copy = reinterpret_cast<unsigned char*>(s.q + row * course.depth);
     __builtin_memcpy(copy, q, used);
     __builtin_memset(copy + used, 0, width - used);
@@ -287,8 +291,8 @@ template <class Flavour>
 inline void end_head(const Attention& t, const AttentionScratch<Flavour>& s, const Course& course) {
   using Activation = typename Flavour::Activation;
   for (std::ptrdiff_t row = 0; row < course.rows; ++row) {
-    auto* out = static_cast<Activation*>(t.out) + row / t.group * t.ld_out +
-                row % t.group * t.head_dim;
+    auto* out =
+        static_cast<Activation*>(t.out) + row / t.group * t.ld_out + row % t.group * t.head_dim;
     const F16 factor = set1(1.0F / s.total[row]);
     alignas(64) Activation line[256];
     for (std::ptrdiff_t i = 0; i < course.depth; i += 16) {

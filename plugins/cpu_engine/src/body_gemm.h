@@ -2,8 +2,8 @@
 //   kRows                                   most rows of one call
 //   static void enter()                     prepares the thread, once per kernel call
 //   static void run(rows, a, ld_a, b, depth, c, ld_c, ahead)
-// run() computes c[rows][32] = a[rows][depth] b[depth][32], one accumulator per element from +0 over
-// ascending depth; `ahead` is fetched along the way.
+// run() computes c[rows][32] = a[rows][depth] b[depth][32], one accumulator per element from +0
+// over ascending depth; `ahead` is fetched along the way.
 #pragma once
 
 #include "body_math.h"
@@ -11,7 +11,9 @@
 namespace superinfer::cpu {
 namespace {
 
-inline std::ptrdiff_t lesser(std::ptrdiff_t a, std::ptrdiff_t b) { return a < b ? a : b; }
+inline std::ptrdiff_t lesser(std::ptrdiff_t a, std::ptrdiff_t b) {
+  return a < b ? a : b;
+}
 
 // Activations of one pass stay in the level 2 cache while all panels go by.
 constexpr std::ptrdiff_t kPassBytes = std::ptrdiff_t{384} << 10;
@@ -56,12 +58,14 @@ inline void epilogue_head(const Gemm& g, std::ptrdiff_t row, std::ptrdiff_t rows
     if (g.logits != nullptr && g.logits[row + i] != nullptr) {
       __builtin_memcpy(g.logits[row + i] + begin, line, static_cast<std::size_t>(width) * 4);
     }
-    for (std::ptrdiff_t j = width; j < kPanel; ++j) line[j] = line[0];  // the tail never wins
+    for (std::ptrdiff_t j = width; j < kPanel; ++j)
+      line[j] = line[0];  // the tail never wins
     const float most = reduce_max(max(load(line), load(line + 16)));
     float& best = g.best_value[row + i];
     if (!(most >= best)) continue;
     std::ptrdiff_t j = 0;
-    while (j < width - 1 && !(line[j] == most)) ++j;
+    while (j < width - 1 && !(line[j] == most))
+      ++j;
     const auto id = static_cast<std::int32_t>(begin + j);
     if (most > best || id < g.best_id[row + i]) {
       best = most;
@@ -99,8 +103,8 @@ inline void for_tiles(std::ptrdiff_t begin, std::ptrdiff_t end, Body body) {
   }
 }
 
-// The panel after this one is fetched by the first tile, or half by each of the first two: a step of
-// the depth reads two lines of a panel in both element types.
+// The panel after this one is fetched by the first tile, or half by each of the first two: a step
+// of the depth reads two lines of a panel in both element types.
 inline Ahead ahead_of(const char* next, std::ptrdiff_t tile, bool alone, std::ptrdiff_t steps) {
   if (next == nullptr || tile > 1) return {};
   return {next + tile * steps * 64, alone ? 2 : 1};

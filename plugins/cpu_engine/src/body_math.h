@@ -1,5 +1,5 @@
-// Functions built from the sixteen-lane operations of one instruction set, and the three flavours of
-// a matrix product. Included by kernel sources only, after one simd_*.h.
+// Functions built from the sixteen-lane operations of one instruction set, and the three flavours
+// of a matrix product. Included by kernel sources only, after one simd_*.h.
 #pragma once
 
 #include "kernels.h"
@@ -25,8 +25,8 @@ struct PlainFp32 {
   static constexpr std::ptrdiff_t kPair = 1;
 };
 
-// Memory to be fetched while a tile is computed: `lines` (0, 1 or 2) cache lines for each step of the
-// depth, from `at` on.
+// Memory to be fetched while a tile is computed: `lines` (0, 1 or 2) cache lines for each step of
+// the depth, from `at` on.
 struct Ahead {
   const char* at = nullptr;
   int lines = 0;
@@ -34,7 +34,8 @@ struct Ahead {
 
 // The same at once, for sets whose tiles do not fetch along the way.
 inline void fetch_all(const Ahead& ahead, std::ptrdiff_t steps) {
-  for (std::ptrdiff_t i = 0; i < steps * ahead.lines; ++i) __builtin_prefetch(ahead.at + i * 64, 0, 2);
+  for (std::ptrdiff_t i = 0; i < steps * ahead.lines; ++i)
+    __builtin_prefetch(ahead.at + i * 64, 0, 2);
 }
 
 // Lanes are added as a tree of halves.
@@ -42,7 +43,8 @@ inline float reduce_add(const F16& a) {
   alignas(64) float lane[16];
   store(lane, a);
   for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    for (int i = 0; i < width; ++i)
+      lane[i] += lane[i + width];
   }
   return lane[0];
 }
@@ -73,7 +75,9 @@ inline F16 silu(const F16& x) {
   return div(x, add(set1(1.0F), exp(sub(set1(0.0F), x))));
 }
 
-inline void store_one(float* p, float x) { *p = x; }
+inline void store_one(float* p, float x) {
+  *p = x;
+}
 inline void store_one(std::uint16_t* p, float x) {
   alignas(64) std::uint16_t lane[16];
   store(lane, set1(x));

@@ -50,8 +50,10 @@ inline void rotate_head(const float* in, const float* cosine, const float* sine,
 template <class Out>
 inline void copy_row(const float* in, std::ptrdiff_t count, Out* out) {
   std::ptrdiff_t i = 0;
-  for (; i + 16 <= count; i += 16) store(out + i, load(in + i));
-  for (; i < count; ++i) store_one(out + i, in[i]);
+  for (; i + 16 <= count; i += 16)
+    store(out + i, load(in + i));
+  for (; i < count; ++i)
+    store_one(out + i, in[i]);
 }
 
 template <class Flavour>

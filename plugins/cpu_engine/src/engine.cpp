@@ -1,4 +1,5 @@
-// The door (validation), the buffers and the life of a step; what a step does is in engine_step.cpp.
+// The door (validation), the buffers and the life of a step; what a step does is in
+// engine_step.cpp.
 #include "engine.h"
 
 #include <algorithm>
@@ -45,7 +46,9 @@ Engine::Engine(const Shape& shape, Dtype dtype, unsigned char* pool, std::ptrdif
   }
 }
 
-Engine::~Engine() { close(); }
+Engine::~Engine() {
+  close();
+}
 
 void Engine::load(const std::string& part, int layer, int expert, const float* data,
                   std::ptrdiff_t rows, std::ptrdiff_t columns) {
@@ -70,7 +73,8 @@ void Engine::validate(const StepInput& input) const {
     }
     const std::int64_t end = static_cast<std::int64_t>(row.start) + row.count;
     if (row.slots < 0 || static_cast<std::int64_t>(row.slots) * s.block_tokens < end) {
-      refuse(i, std::to_string(row.slots) + " slots do not cover " + std::to_string(end) + " tokens");
+      refuse(i,
+             std::to_string(row.slots) + " slots do not cover " + std::to_string(end) + " tokens");
     }
     tokens += static_cast<std::size_t>(row.count);
     slots += static_cast<std::size_t>(row.slots);
@@ -122,7 +126,8 @@ void Engine::prepare() {
 }
 
 // All KV heads of a block in one call read the pool in the order in which it lies in memory; where
-// there are too few blocks to go round, or a block has many queries, each head is a call of its own.
+// there are too few blocks to go round, or a block has many queries, each head is a call of its
+// own.
 void Engine::divide_attention() {
   const int kv_heads = model_.shape().kv_heads;
   const bool enough = std::ssize(query_blocks_) >= 4 * static_cast<std::ptrdiff_t>(threads());
@@ -150,7 +155,8 @@ void Engine::reserve_step() {
   if (s.experts > 0) {
     const std::ptrdiff_t chosen = std::ssize(tokens_) * s.experts_per_token;
     // Every expert's rows begin at a multiple of kRowStep.
-    middle_rows = round_up(chosen, kRowStep) + std::min<std::ptrdiff_t>(chosen, s.experts) * kRowStep;
+    middle_rows =
+        round_up(chosen, kRowStep) + std::min<std::ptrdiff_t>(chosen, s.experts) * kRowStep;
     router_.reserve(size_of(rows, round_up(s.experts, kPanel), sizeof(float)));
     expert_input_.reserve(size_of(middle_rows, hidden, element));
     expert_output_.reserve(size_of(middle_rows, hidden, sizeof(float)));
@@ -175,7 +181,8 @@ void Engine::reserve_step() {
     const Choice& choice = input_.rows[sampled_[index]].choice;
     return keep_logits_ || choice.temperature > 0.0F || choice.logprobs >= 0;
   };
-  for (std::size_t i = 0; i < sampled_.size(); ++i) wanted += wants(i) ? 1 : 0;
+  for (std::size_t i = 0; i < sampled_.size(); ++i)
+    wanted += wants(i) ? 1 : 0;
   logits_.reserve(size_of(wanted, s.vocabulary, sizeof(float)));
   float* next = logits_.as<float>();
   for (std::size_t i = 0; i < sampled_.size(); ++i) {

@@ -1,7 +1,7 @@
 // A decoder over a block-first paged pool: one call per step, rows of prefill and decode mixed.
 //
-// Every result depends on a row's own tokens and KV alone (see kernels.h). Memory of the pool beyond
-// the positions a row has written is never read into a result, so it may hold anything.
+// Every result depends on a row's own tokens and KV alone (see kernels.h). Memory of the pool
+// beyond the positions a row has written is never read into a result, so it may hold anything.
 //
 // Threads: launch(), collect() and load() belong to one caller; the step runs on the engine's own
 // threads. Between launch() and collect() the blocks of the batch belong to the engine.
@@ -47,8 +47,8 @@ class Engine {
   void set_frequencies(const float* inverse, std::ptrdiff_t count);
   void finish() const { model_.require_complete(); }
 
-  // Starts the step and returns. Throws std::invalid_argument, with nothing touched, for a batch that
-  // does not fit model or pool, std::logic_error when a step is under way.
+  // Starts the step and returns. Throws std::invalid_argument, with nothing touched, for a batch
+  // that does not fit model or pool, std::logic_error when a step is under way.
   void launch(StepInput input);
   // Waits for the step; one result for each row with `sample`, in order. Rethrows what went wrong.
   std::vector<Drawn> collect();
@@ -155,13 +155,14 @@ class Engine {
   std::vector<Buffer> attention_scratch_;
   std::vector<Buffer> sample_scratch_;
 
-  Buffer router_;         // fp32 [tokens][experts]
-  Buffer expert_input_;   // activations [expert rows][hidden]
-  Buffer expert_output_;  // fp32 [expert rows][hidden]
-  std::vector<std::int32_t> expert_of_;      // [tokens][experts_per_token], ascending
-  std::vector<float> expert_weight_;         // [tokens][experts_per_token]
-  std::vector<std::ptrdiff_t> expert_slot_;  // [tokens][experts_per_token], row in the gathered buffers
-  std::vector<ExpertRows> expert_rows_;      // [experts]
+  Buffer router_;                        // fp32 [tokens][experts]
+  Buffer expert_input_;                  // activations [expert rows][hidden]
+  Buffer expert_output_;                 // fp32 [expert rows][hidden]
+  std::vector<std::int32_t> expert_of_;  // [tokens][experts_per_token], ascending
+  std::vector<float> expert_weight_;     // [tokens][experts_per_token]
+  std::vector<std::ptrdiff_t>
+      expert_slot_;                      // [tokens][experts_per_token], row in the gathered buffers
+  std::vector<ExpertRows> expert_rows_;  // [experts]
 
   Team team_;  // last: its threads end before what they use
 };

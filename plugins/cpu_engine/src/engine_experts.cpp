@@ -1,5 +1,6 @@
-// Mixture of experts: every token goes through its most likely experts, whose tokens are gathered so
-// that an expert's weights are read once a step. Experts of a token are added in ascending order.
+// Mixture of experts: every token goes through its most likely experts, whose tokens are gathered
+// so that an expert's weights are read once a step. Experts of a token are added in ascending
+// order.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -21,7 +22,8 @@ void Engine::run_experts(Path& path, const Layer& layer) {
   team_.sync();
   // Routing is small; one thread does all of it, because the grouping needs it whole.
   if (path.thread == 0) {
-    for (std::ptrdiff_t row = 0; row < g.rows; ++row) route_row(row);
+    for (std::ptrdiff_t row = 0; row < g.rows; ++row)
+      route_row(row);
     group_by_expert();
   }
   team_.sync();
@@ -58,12 +60,15 @@ void Engine::route_row(std::ptrdiff_t row) {
   std::int32_t* chosen = expert_of_.data() + static_cast<std::size_t>(row) * per_token;
   float* weight = expert_weight_.data() + static_cast<std::size_t>(row) * per_token;
   std::size_t count = 0;
-  for (std::int32_t expert = 0; expert < s.experts; ++expert) {  // of equals the lower id stays ahead
+  for (std::int32_t expert = 0; expert < s.experts;
+       ++expert) {  // of equals the lower id stays ahead
     std::size_t at = count;
-    while (at > 0 && score[expert] > score[chosen[at - 1]]) --at;
+    while (at > 0 && score[expert] > score[chosen[at - 1]])
+      --at;
     if (at == per_token) continue;
     count = std::min(count + 1, per_token);
-    for (std::size_t i = count - 1; i > at; --i) chosen[i] = chosen[i - 1];
+    for (std::size_t i = count - 1; i > at; --i)
+      chosen[i] = chosen[i - 1];
     chosen[at] = expert;
   }
   const float most = score[chosen[0]];
@@ -73,11 +78,13 @@ void Engine::route_row(std::ptrdiff_t row) {
     weight[i] = std::exp(score[chosen[i]] - most);
     total += weight[i];
   }
-  for (std::size_t i = 0; i < per_token; ++i) weight[i] /= total;
+  for (std::size_t i = 0; i < per_token; ++i)
+    weight[i] /= total;
 }
 
 void Engine::group_by_expert() {
-  for (ExpertRows& rows : expert_rows_) rows = {};
+  for (ExpertRows& rows : expert_rows_)
+    rows = {};
   for (const std::int32_t expert : expert_of_) {
     ++expert_rows_[static_cast<std::size_t>(expert)].count;
   }
@@ -126,7 +133,8 @@ void Engine::combine_row(std::ptrdiff_t row) {
     const auto at = static_cast<std::size_t>(row * s.experts_per_token + i);
     const float* from = expert_output_.as<float>() + expert_slot_[at] * ld;
     const float weight = expert_weight_[at];
-    for (std::ptrdiff_t c = 0; c < s.hidden; ++c) out[c] += weight * from[c];
+    for (std::ptrdiff_t c = 0; c < s.hidden; ++c)
+      out[c] += weight * from[c];
   }
 }
 

@@ -1,5 +1,5 @@
-// What every thread does in a step. Stages are divided over the threads by Team::share and separated
-// by Team::sync; whatever allocates has been done before.
+// What every thread does in a step. Stages are divided over the threads by Team::share and
+// separated by Team::sync; whatever allocates has been done before.
 #include <algorithm>
 #include <utility>
 
@@ -38,7 +38,8 @@ void Engine::work(int thread) noexcept {
     model_.embed(tokens_[static_cast<std::size_t>(row)].id, hidden_.as<float>() + row * ld);
   });
   team_.sync();
-  for (std::size_t layer = 0; layer < model_.layers().size(); ++layer) run_layer(path, layer);
+  for (std::size_t layer = 0; layer < model_.layers().size(); ++layer)
+    run_layer(path, layer);
   if (!sampled_.empty()) run_head(path);
 }
 
@@ -190,9 +191,8 @@ void Engine::run_head(Path& path) {
   g.logits = logits_of_.data();
   gemm(path, model_.head(), g);
   team_.sync();
-  share(path, sampled, [&](std::ptrdiff_t index) {
-    sample_row(path.thread, static_cast<std::size_t>(index));
-  });
+  share(path, sampled,
+        [&](std::ptrdiff_t index) { sample_row(path.thread, static_cast<std::size_t>(index)); });
 }
 
 void Engine::keep_failure(std::exception_ptr failure) {

@@ -1,9 +1,9 @@
 // The hot loops of a step behind one table of functions per instruction set and dtype.
 //
 // The promise of exactness. For every function here the result of a row (a token, or a pair of a
-// query and a head) is a function of that row's own inputs alone: the same sequence of floating point
-// operations is carried out whatever the other rows, their number, the split of rows and columns
-// over calls and threads, and the place of blocks in the pool.
+// query and a head) is a function of that row's own inputs alone: the same sequence of floating
+// point operations is carried out whatever the other rows, their number, the split of rows and
+// columns over calls and threads, and the place of blocks in the pool.
 //   gemm       one accumulator per (row, column), over the depth in ascending order, from +0
 //   attention  keys in sections of kSection by absolute position; in a section the scores, their
 //              maximum, the weights, their sum over 16 lanes in ascending order and the values over
@@ -52,18 +52,18 @@ struct Gemm {
   std::ptrdiff_t ld_out = 0;
   void* act = nullptr;  // kSiluMul: activations [rows][panels * 16]
   std::ptrdiff_t ld_act = 0;
-  std::ptrdiff_t columns = 0;        // kHead: columns that are real
-  float* best_value = nullptr;       // kHead: [rows], kept current
-  std::int32_t* best_id = nullptr;   // kHead: [rows]
-  float* const* logits = nullptr;    // kHead: per row where its logits go, or null
+  std::ptrdiff_t columns = 0;       // kHead: columns that are real
+  float* best_value = nullptr;      // kHead: [rows], kept current
+  std::int32_t* best_id = nullptr;  // kHead: [rows]
+  float* const* logits = nullptr;   // kHead: per row where its logits go, or null
 };
 
 // Where the keys and values of one request, layer and KV head lie in the pool.
 struct KvPlace {
-  unsigned char* pool = nullptr;      // K of token 0 in block 0 of this layer and head
-  std::size_t block_bytes = 0;        // from block to block
-  std::size_t value_offset_bytes = 0; // from K to V
-  std::size_t token_bytes = 0;        // from token to token in a block
+  unsigned char* pool = nullptr;       // K of token 0 in block 0 of this layer and head
+  std::size_t block_bytes = 0;         // from block to block
+  std::size_t value_offset_bytes = 0;  // from K to V
+  std::size_t token_bytes = 0;         // from token to token in a block
   int block_tokens = 0;
   const std::int32_t* slots = nullptr;
 };
@@ -80,7 +80,7 @@ struct Attention {
   int kv_heads = 1;
   int group = 0;  // query heads of one KV head
   int head_dim = 0;
-  KvPlace kv;  // of the first KV head
+  KvPlace kv;                     // of the first KV head
   const KvPlace* next = nullptr;  // what will be attended to after this, to be fetched, or null
   void* scratch = nullptr;
 };
@@ -93,7 +93,7 @@ struct Rope {
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  void* q = nullptr;           // activations
+  void* q = nullptr;               // activations
   unsigned char* key = nullptr;    // in the pool
   unsigned char* value = nullptr;  // in the pool
 };
@@ -106,10 +106,12 @@ struct Kernels {
   void (*attention)(const Attention&) = nullptr;
   std::size_t (*attention_scratch_bytes)(int group, int head_dim) = nullptr;
   // x[i] = h[i] * weight[i] / sqrt(mean(h^2) + eps); `hidden` columns, h zero up to the next 32.
-  void (*norm)(const float* h, const float* weight, std::ptrdiff_t hidden, float eps, void* x) = nullptr;
+  void (*norm)(const float* h, const float* weight, std::ptrdiff_t hidden, float eps,
+               void* x) = nullptr;
   void (*rope)(const Rope&) = nullptr;
   // out[i] = exp((x[i] - shift) * scale) for i < count; returns the sum in a fixed order.
-  double (*exp_sum)(const float* x, std::ptrdiff_t count, float shift, float scale, float* out) = nullptr;
+  double (*exp_sum)(const float* x, std::ptrdiff_t count, float shift, float scale,
+                    float* out) = nullptr;
 };
 
 // All sets this build has and this CPU supports for `dtype`, best first. The last is "portable".

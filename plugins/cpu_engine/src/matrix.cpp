@@ -42,7 +42,8 @@ void Matrix::store_rows(const float* source, std::ptrdiff_t source_depth, std::p
     const std::ptrdiff_t lane = column % kPanel;
     if (dtype_ == Dtype::kFp32) {
       float* to = data_.as<float>() + base + lane;
-      for (std::ptrdiff_t k = 0; k < source_depth; ++k) to[k * kPanel] = from[k];
+      for (std::ptrdiff_t k = 0; k < source_depth; ++k)
+        to[k * kPanel] = from[k];
     } else {
       std::uint16_t* to = data_.as<std::uint16_t>() + base + lane * 2;
       for (std::ptrdiff_t k = 0; k < source_depth; ++k) {
@@ -57,7 +58,8 @@ void Matrix::read_row(std::ptrdiff_t output, float* out) const {
   const std::ptrdiff_t lane = output % kPanel;
   if (dtype_ == Dtype::kFp32) {
     const float* from = data_.as<float>() + base + lane;
-    for (std::ptrdiff_t k = 0; k < depth_; ++k) out[k] = from[k * kPanel];
+    for (std::ptrdiff_t k = 0; k < depth_; ++k)
+      out[k] = from[k * kPanel];
     return;
   }
   const std::uint16_t* from = data_.as<std::uint16_t>() + base + lane * 2;

@@ -24,11 +24,13 @@ Buffer::Buffer(std::size_t bytes) {
   const std::size_t size = mapped_bytes(bytes);
   // A map of its own a huge page larger than needed, trimmed to an aligned range.
   const std::size_t margin = size >= kHugePage ? kHugePage : 0;
-  void* raw = mmap(nullptr, size + margin, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw =
+      mmap(nullptr, size + margin, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) throw std::bad_alloc();
   char* start = static_cast<char*>(raw);
   if (margin != 0) {
-    const std::size_t skip = (kHugePage - reinterpret_cast<std::uintptr_t>(raw) % kHugePage) % kHugePage;
+    const std::size_t skip =
+        (kHugePage - reinterpret_cast<std::uintptr_t>(raw) % kHugePage) % kHugePage;
     if (skip != 0) munmap(start, skip);
     if (skip != margin) munmap(start + skip + size, margin - skip);
     start += skip;

@@ -152,11 +152,13 @@ std::vector<std::string> Model::expected() const {
       parts.push_back(label(part, layer, -1));
     }
     if (shape_.qkv_bias) {
-      for (const char* part : {"q_bias", "k_bias", "v_bias"}) parts.push_back(label(part, layer, -1));
+      for (const char* part : {"q_bias", "k_bias", "v_bias"})
+        parts.push_back(label(part, layer, -1));
     }
     if (shape_.experts > 0) parts.push_back(label("router", layer, -1));
     for (int expert = 0; expert < std::max(shape_.experts, 1); ++expert) {
-      for (const char* part : {"gate", "up", "down"}) parts.push_back(label(part, layer, expert));
+      for (const char* part : {"gate", "up", "down"})
+        parts.push_back(label(part, layer, expert));
     }
   }
   return parts;
@@ -178,8 +180,10 @@ std::size_t Model::weight_bytes() const {
   std::size_t bytes = head_.bytes();
   for (const Layer& layer : layers_) {
     bytes += layer.qkv.bytes() + layer.o.bytes() + layer.router.bytes();
-    for (const Matrix& matrix : layer.gate_up) bytes += matrix.bytes();
-    for (const Matrix& matrix : layer.down) bytes += matrix.bytes();
+    for (const Matrix& matrix : layer.gate_up)
+      bytes += matrix.bytes();
+    for (const Matrix& matrix : layer.down)
+      bytes += matrix.bytes();
   }
   return bytes;
 }

@@ -31,8 +31,8 @@ class Model {
   Model(const Shape& shape, Dtype dtype);
 
   // Parts: embedding, head, norm; per layer attention_norm, mlp_norm, q, k, v, o, q_bias, k_bias,
-  // v_bias, router; per expert (0 when dense) gate, up, down. Matrices are [outputs][inputs], vectors
-  // have rows == 1. Throws std::invalid_argument that names what is wrong.
+  // v_bias, router; per expert (0 when dense) gate, up, down. Matrices are [outputs][inputs],
+  // vectors have rows == 1. Throws std::invalid_argument that names what is wrong.
   void load(Team& team, const std::string& part, int layer, int expert, const float* data,
             std::ptrdiff_t rows, std::ptrdiff_t columns);
   // Rotary tables for positions 0 .. positions - 1 from head_dim / 2 inverse frequencies.

@@ -72,7 +72,8 @@ std::vector<std::int32_t> candidates(const float* logits, std::ptrdiff_t count,
   }
   if (choice.top_p < 1.0) {
     double mass = 0.0;  // top_p is a share of what top_k has left
-    for (const std::int32_t id : ids) mass += static_cast<double>(weights[id]);
+    for (const std::int32_t id : ids)
+      mass += static_cast<double>(weights[id]);
     if (choice.top_k <= 0 || choice.top_k >= count) mass = total;
     double sum = 0.0;
     std::size_t kept = 0;
@@ -96,7 +97,8 @@ std::int32_t draw_token(const Kernels& kernels, const float* logits, std::ptrdif
   if (!limited) return walk(scratch, count, u * total);
   const std::vector<std::int32_t> ids = candidates(logits, count, scratch, total, choice);
   double mass = 0.0;
-  for (const std::int32_t id : ids) mass += static_cast<double>(scratch[id]);
+  for (const std::int32_t id : ids)
+    mass += static_cast<double>(scratch[id]);
   double sum = 0.0;
   for (const std::int32_t id : ids) {
     sum += static_cast<double>(scratch[id]);

@@ -13,6 +13,7 @@ extern const Kernels kAvx2Fp32;
 extern const Kernels kAvx512Bf16;
 extern const Kernels kAvx512Fp32;
 extern const Kernels kAvx512Bf16PairBf16;
+extern const Kernels kAmxBf16;
 #endif
 
 }  // namespace superinfer::cpu

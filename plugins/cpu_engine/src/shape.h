@@ -11,7 +11,9 @@ namespace superinfer::cpu {
 // How weights and KV are stored. Activations follow the kernel set.
 enum class Dtype { kBf16, kFp32 };
 
-constexpr std::size_t element_bytes(Dtype dtype) { return dtype == Dtype::kBf16 ? 2 : 4; }
+constexpr std::size_t element_bytes(Dtype dtype) {
+  return dtype == Dtype::kBf16 ? 2 : 4;
+}
 
 // A packed matrix is made of panels of 32 output columns; its depth (the inputs) is padded to a
 // multiple of 32. Rows of activations are readable up to the next multiple of 32.

@@ -16,8 +16,12 @@ struct F16 {
   __m256 hi;
 };
 
-inline F16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline F16 set1(float x) {
+  return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+inline F16 load(const float* p) {
+  return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 inline void store(float* p, const F16& a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
@@ -71,8 +75,7 @@ inline float reduce_max(const F16& a) {
 inline __m256i bf16_bits(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
   const __m256 chosen =
@@ -115,7 +118,8 @@ inline void transpose16(const unsigned char* src, std::size_t stride_bytes, std:
       for (std::ptrdiff_t i = 0; i < 8; ++i) {
         const std::ptrdiff_t t = half * 8 + i;
         r[i] = t < rows ? _mm256_maskload_ps(reinterpret_cast<const float*>(
-                                                 src + static_cast<std::size_t>(t) * stride_bytes) + d,
+                                                 src + static_cast<std::size_t>(t) * stride_bytes) +
+                                                 d,
                                              mask)
                         : _mm256_setzero_ps();
       }

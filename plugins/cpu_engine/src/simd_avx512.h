@@ -1,5 +1,5 @@
-// Sixteen floats as one AVX-512 register (F, BW, DQ, VL). See simd_generic.h for the contract of each
-// function and for why all is in an anonymous namespace.
+// Sixteen floats as one AVX-512 register (F, BW, DQ, VL). See simd_generic.h for the contract of
+// each function and for why all is in an anonymous namespace.
 #pragma once
 
 #include <immintrin.h>
@@ -15,18 +15,36 @@ struct F16 {
   __m512 v;
 };
 
-inline F16 set1(float x) { return {_mm512_set1_ps(x)}; }
-inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline void store(float* p, const F16& a) { _mm512_storeu_ps(p, a.v); }
-inline F16 add(const F16& a, const F16& b) { return {_mm512_add_ps(a.v, b.v)}; }
-inline F16 sub(const F16& a, const F16& b) { return {_mm512_sub_ps(a.v, b.v)}; }
-inline F16 mul(const F16& a, const F16& b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline F16 div(const F16& a, const F16& b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 set1(float x) {
+  return {_mm512_set1_ps(x)};
+}
+inline F16 load(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+inline void store(float* p, const F16& a) {
+  _mm512_storeu_ps(p, a.v);
+}
+inline F16 add(const F16& a, const F16& b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline F16 sub(const F16& a, const F16& b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline F16 mul(const F16& a, const F16& b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline F16 div(const F16& a, const F16& b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
 inline F16 fma(const F16& a, const F16& b, const F16& c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
-inline F16 max(const F16& a, const F16& b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline F16 min(const F16& a, const F16& b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F16 max(const F16& a, const F16& b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline F16 min(const F16& a, const F16& b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
 inline F16 zero_below(const F16& value, const F16& x, float limit) {
   const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
   return {_mm512_maskz_mov_ps(keep, value.v)};
@@ -34,8 +52,12 @@ inline F16 zero_below(const F16& value, const F16& x, float limit) {
 inline F16 round_nearest(const F16& a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-inline F16 scale2(const F16& value, const F16& n) { return {_mm512_scalef_ps(value.v, n.v)}; }
-inline float reduce_max(const F16& a) { return _mm512_reduce_max_ps(a.v); }
+inline F16 scale2(const F16& value, const F16& n) {
+  return {_mm512_scalef_ps(value.v, n.v)};
+}
+inline float reduce_max(const F16& a) {
+  return _mm512_reduce_max_ps(a.v);
+}
 
 inline void store(std::uint16_t* p, const F16& a) {
 #ifdef __AVX512BF16__
@@ -91,16 +113,20 @@ inline void transpose16(const unsigned char* src, std::size_t stride_bytes, std:
 #pragma GCC unroll 16
     for (std::ptrdiff_t t = 0; t < 16; ++t) {
       const __mmask16 seen = t < rows ? mask : __mmask16{0};
-      r[t] = _mm512_maskz_loadu_epi32(seen, src + static_cast<std::size_t>(t) * stride_bytes + d * 4);
+      r[t] =
+          _mm512_maskz_loadu_epi32(seen, src + static_cast<std::size_t>(t) * stride_bytes + d * 4);
     }
     transpose16x16(r);
     if (valid == 16) {
 #pragma GCC unroll 16
-      for (std::ptrdiff_t i = 0; i < 16; ++i) _mm512_storeu_si512(dst + (d + i) * 32, r[i]);
+      for (std::ptrdiff_t i = 0; i < 16; ++i)
+        _mm512_storeu_si512(dst + (d + i) * 32, r[i]);
     } else {
       alignas(64) __m512i spill[16];
-      for (std::ptrdiff_t i = 0; i < 16; ++i) spill[i] = r[i];
-      for (std::ptrdiff_t i = 0; i < valid; ++i) _mm512_storeu_si512(dst + (d + i) * 32, spill[i]);
+      for (std::ptrdiff_t i = 0; i < 16; ++i)
+        spill[i] = r[i];
+      for (std::ptrdiff_t i = 0; i < valid; ++i)
+        _mm512_storeu_si512(dst + (d + i) * 32, spill[i]);
     }
   }
 }

@@ -20,7 +20,8 @@ struct F16 {
 template <class Op>
 inline F16 map(Op op) {
   F16 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = op(i);
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = op(i);
   return r;
 }
 
@@ -30,7 +31,9 @@ inline F16 set1(float x) {
 inline F16 load(const float* p) {
   return map([&](int i) { return p[i]; });
 }
-inline void store(float* p, const F16& a) { std::memcpy(p, a.lane, sizeof a.lane); }
+inline void store(float* p, const F16& a) {
+  std::memcpy(p, a.lane, sizeof a.lane);
+}
 inline F16 add(const F16& a, const F16& b) {
   return map([&](int i) { return a.lane[i] + b.lane[i]; });
 }
@@ -65,13 +68,13 @@ inline F16 round_nearest(const F16& a) {
 // value * 2^n for integers n in [-126, 127].
 inline F16 scale2(const F16& value, const F16& n) {
   return map([&](int i) {
-    return value.lane[i] *
-           std::bit_cast<float>((static_cast<std::int32_t>(n.lane[i]) + 127) << 23);
+    return value.lane[i] * std::bit_cast<float>((static_cast<std::int32_t>(n.lane[i]) + 127) << 23);
   });
 }
 inline float reduce_max(const F16& a) {
   float m = a.lane[0];
-  for (int i = 1; i < 16; ++i) m = a.lane[i] > m ? a.lane[i] : m;
+  for (int i = 1; i < 16; ++i)
+    m = a.lane[i] > m ? a.lane[i] : m;
   return m;
 }
 
@@ -82,10 +85,12 @@ inline std::uint16_t to_bf16(float x) {
   return static_cast<std::uint16_t>(bits >> 16);
 }
 inline void store(std::uint16_t* p, const F16& a) {
-  for (int i = 0; i < 16; ++i) p[i] = to_bf16(a.lane[i]);
+  for (int i = 0; i < 16; ++i)
+    p[i] = to_bf16(a.lane[i]);
 }
 
-// dst[d][t] = src row t, dword d, for 16 rows; dst rows are 32 dwords. Rows from `rows` on are zero.
+// dst[d][t] = src row t, dword d, for 16 rows; dst rows are 32 dwords. Rows from `rows` on are
+// zero.
 inline void transpose16(const unsigned char* src, std::size_t stride_bytes, std::ptrdiff_t rows,
                         std::ptrdiff_t dwords, std::uint32_t* dst) {
   for (std::ptrdiff_t t = 0; t < 16; ++t) {

@@ -22,7 +22,8 @@ void await_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
     if (value.load(std::memory_order_acquire) != old) return;
     pause();
   }
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  while (value.load(std::memory_order_acquire) == old)
+    value.wait(old, std::memory_order_acquire);
 }
 
 }  // namespace
@@ -31,12 +32,14 @@ Team::Team(int threads) : threads_count_(threads) {
   if (threads < 1 || threads > 256) throw std::invalid_argument("threads: must be in 1..256");
   members_.reserve(static_cast<std::size_t>(threads));
   try {
-    for (int i = 0; i < threads; ++i) members_.emplace_back([this, i] { loop(i); });
+    for (int i = 0; i < threads; ++i)
+      members_.emplace_back([this, i] { loop(i); });
   } catch (...) {
     quit_ = true;
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
-    for (std::thread& member : members_) member.join();
+    for (std::thread& member : members_)
+      member.join();
     throw;
   }
 }
@@ -45,7 +48,8 @@ Team::~Team() {
   quit_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
-  for (std::thread& member : members_) member.join();
+  for (std::thread& member : members_)
+    member.join();
 }
 
 void Team::start(std::function<void(int)> job, std::size_t stages) {
@@ -54,7 +58,8 @@ void Team::start(std::function<void(int)> job, std::size_t stages) {
     counters_ = std::make_unique<Counter[]>(needed);
     counters_count_ = needed;
   }
-  for (std::size_t i = 0; i < needed; ++i) counters_[i].value.store(0, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < needed; ++i)
+    counters_[i].value.store(0, std::memory_order_relaxed);
   job_ = std::move(job);
   ended_.store(0, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);

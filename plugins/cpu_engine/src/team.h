@@ -1,8 +1,8 @@
 // The compute threads: one job at a time, carried out by all of them together.
 //
 // Waiting spins for a moment and then sleeps in the kernel, so that threads which are preempted or
-// idle between steps cost nothing. start() and wait() belong to one caller; inside a job every thread
-// calls sync() and share() equally often.
+// idle between steps cost nothing. start() and wait() belong to one caller; inside a job every
+// thread calls sync() and share() equally often.
 #pragma once
 
 #include <atomic>

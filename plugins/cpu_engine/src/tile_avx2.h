@@ -24,7 +24,8 @@ template <int R>
 inline Accumulators<R> zeroes() {
   Accumulators<R> acc;
 #pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) acc.v[r][0] = acc.v[r][1] = _mm256_setzero_ps();
+  for (int r = 0; r < R; ++r)
+    acc.v[r][0] = acc.v[r][1] = _mm256_setzero_ps();
   return acc;
 }
 

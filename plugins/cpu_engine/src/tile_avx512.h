@@ -10,7 +10,8 @@ namespace {
 template <int Lines>
 inline void fetch(const char*& ahead) {
 #pragma GCC unroll 2
-  for (int i = 0; i < Lines; ++i) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
+  for (int i = 0; i < Lines; ++i)
+    _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
   ahead += 64 * Lines;
 }
 
@@ -32,7 +33,8 @@ template <int R>
 inline Accumulators<R> zeroes() {
   Accumulators<R> acc;
 #pragma GCC unroll 12
-  for (int r = 0; r < R; ++r) acc.v[r][0] = acc.v[r][1] = _mm512_setzero_ps();
+  for (int r = 0; r < R; ++r)
+    acc.v[r][0] = acc.v[r][1] = _mm512_setzero_ps();
   return acc;
 }
 

@@ -7,9 +7,8 @@ namespace superinfer::cpu {
 namespace {
 
 inline F16 expand_even(const std::uint16_t* pairs) {
-  return map([&](int i) {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(pairs[2 * i]) << 16);
-  });
+  return map(
+      [&](int i) { return std::bit_cast<float>(static_cast<std::uint32_t>(pairs[2 * i]) << 16); });
 }
 inline F16 expand_odd(const std::uint16_t* pairs) {
   return map([&](int i) {
@@ -21,7 +20,8 @@ template <int R>
 inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
                       std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
   F16 acc[std::size_t{R}];
-  for (int r = 0; r < R; ++r) acc[r] = set1(0.0F);
+  for (int r = 0; r < R; ++r)
+    acc[r] = set1(0.0F);
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
     const F16 even = expand_even(b);
     const F16 odd = expand_odd(b);
@@ -31,20 +31,24 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
     }
     b += 64;
   }
-  for (std::ptrdiff_t r = 0; r < R; ++r) store(c + r * ld_c, acc[r]);
+  for (std::ptrdiff_t r = 0; r < R; ++r)
+    store(c + r * ld_c, acc[r]);
 }
 
 template <int R>
 inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
                       std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
   F16 acc[std::size_t{R}];
-  for (int r = 0; r < R; ++r) acc[r] = set1(0.0F);
+  for (int r = 0; r < R; ++r)
+    acc[r] = set1(0.0F);
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     const F16 line = load(b);
-    for (std::ptrdiff_t r = 0; r < R; ++r) acc[r] = fma(set1(a[r * ld_a + k]), line, acc[r]);
+    for (std::ptrdiff_t r = 0; r < R; ++r)
+      acc[r] = fma(set1(a[r * ld_a + k]), line, acc[r]);
     b += 32;
   }
-  for (std::ptrdiff_t r = 0; r < R; ++r) store(c + r * ld_c, acc[r]);
+  for (std::ptrdiff_t r = 0; r < R; ++r)
+    store(c + r * ld_c, acc[r]);
 }
 
 // Two halves of a panel one after the other.

@@ -6,12 +6,12 @@
 #include <cstdlib>
 #include <vector>
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);      \
-      std::exit(1);                                                             \
-    }                                                                           \
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
   } while (false)
 
 // Deterministic numbers in [-1, 1).
@@ -31,7 +31,8 @@ class Dice {
 
   std::vector<float> floats(std::size_t count, float scale = 1.0F) {
     std::vector<float> made(count);
-    for (float& value : made) value = next() * scale;
+    for (float& value : made)
+      value = next() * scale;
     return made;
   }
 

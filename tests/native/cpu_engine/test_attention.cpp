@@ -48,7 +48,8 @@ struct PoolOf {
     const std::size_t half = static_cast<std::size_t>(block_tokens * row) * element;
     memory = Buffer(half * 2 * static_cast<std::size_t>(blocks + 1));
     std::memset(memory.as<void>(), 0xff, memory.bytes());
-    for (int i = 0; i < blocks; ++i) slots.push_back(blocks - 1 - i);
+    for (int i = 0; i < blocks; ++i)
+      slots.push_back(blocks - 1 - i);
     for (int t = 0; t < w.tokens; ++t) {
       const int slot = slots[static_cast<std::size_t>(t / block_tokens)];
       const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(slot) * 2 * block_tokens * row +
@@ -106,17 +107,20 @@ std::vector<double> exact(const World& w, int position, int query_head) {
   for (int t = 0; t <= position; ++t) {
     const float* k = w.k.data() + (t * w.kv_heads + head) * w.head_dim;
     double dot = 0.0;
-    for (std::size_t i = 0; i < dim; ++i) dot += static_cast<double>(q[i]) * static_cast<double>(k[i]);
+    for (std::size_t i = 0; i < dim; ++i)
+      dot += static_cast<double>(q[i]) * static_cast<double>(k[i]);
     score.push_back(dot / std::sqrt(static_cast<double>(w.head_dim)));
   }
   const double most = *std::max_element(score.begin(), score.end());
   double total = 0.0;
-  for (double& s : score) total += (s = std::exp(s - most));
+  for (double& s : score)
+    total += (s = std::exp(s - most));
   std::vector<double> out(dim, 0.0);
   for (int t = 0; t <= position; ++t) {
     const float* v = w.v.data() + (t * w.kv_heads + head) * w.head_dim;
     const double weight = score[static_cast<std::size_t>(t)] / total;
-    for (std::size_t i = 0; i < dim; ++i) out[i] += weight * static_cast<double>(v[i]);
+    for (std::size_t i = 0; i < dim; ++i)
+      out[i] += weight * static_cast<double>(v[i]);
   }
   return out;
 }
@@ -127,7 +131,8 @@ void test_world(const Kernels& kernels, int tokens, int kv_heads, int group, int
   const PoolOf small(w, 3);
   const std::size_t bytes = w.q.size() * kernels.activation_bytes;
   Buffer alone(bytes);
-  for (int t = 0; t < tokens; ++t) attend(w, pool, t, 1, 0, kv_heads, alone);
+  for (int t = 0; t < tokens; ++t)
+    attend(w, pool, t, 1, 0, kv_heads, alone);
   const double tolerance = kernels.activation_bytes == 2 ? 2e-2 : 1e-5;
   for (const int t : {0, 1, 15, 16, tokens / 2, tokens - 1}) {
     if (t >= tokens) continue;

@@ -1,5 +1,5 @@
-// The engine as a whole, small: threads and compositions change no bit, the door refuses, sampling is
-// deterministic. Made to be run under the sanitizers.
+// The engine as a whole, small: threads and compositions change no bit, the door refuses, sampling
+// is deterministic. Made to be run under the sanitizers.
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -61,14 +61,16 @@ void load_all(Engine& engine) {
     }
   }
   std::vector<float> inverse;
-  for (int i = 0; i < s.head_dim / 2; ++i) inverse.push_back(std::pow(1e4F, -static_cast<float>(i) / 8));
+  for (int i = 0; i < s.head_dim / 2; ++i)
+    inverse.push_back(std::pow(1e4F, -static_cast<float>(i) / 8));
   engine.set_frequencies(inverse.data(), s.head_dim / 2);
   engine.finish();
 }
 
 void add_row(StepInput& input, int start, int count, const std::vector<std::int32_t>& slots,
              const Choice& choice) {
-  for (int i = 0; i < count; ++i) input.tokens.push_back((start + i) * 11 % 75);
+  for (int i = 0; i < count; ++i)
+    input.tokens.push_back((start + i) * 11 % 75);
   input.slots.insert(input.slots.end(), slots.begin(), slots.end());
   RowInput row;
   row.start = start;

@@ -87,7 +87,8 @@ void test_store_and_add(const Case& c) {
   std::vector<float> bare(out.size());
   g.out = bare.data();
   c.kernels.gemm(g);
-  for (std::size_t i = 0; i < out.size(); ++i) CHECK(out[i] == once[i] + bare[i]);
+  for (std::size_t i = 0; i < out.size(); ++i)
+    CHECK(out[i] == once[i] + bare[i]);
 
   // Each row by itself, each panel by itself: the same bits.
   for (std::ptrdiff_t r = 0; r < c.rows; ++r) {

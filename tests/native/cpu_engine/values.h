@@ -22,7 +22,8 @@ inline float put(void* array, std::ptrdiff_t index, float x, std::size_t element
 }
 
 inline float get(const void* array, std::ptrdiff_t index, std::size_t element) {
-  const auto* at = static_cast<const unsigned char*>(array) + static_cast<std::size_t>(index) * element;
+  const auto* at =
+      static_cast<const unsigned char*>(array) + static_cast<std::size_t>(index) * element;
   if (element == 4) {
     float x = 0.0F;
     std::memcpy(&x, at, 4);
