@@ -189,7 +189,9 @@ class _Scene:
 @contextlib.contextmanager
 def server(arguments: list[str]) -> Iterator[str]:
     """A server of its own process on a free port; gives its target, and stops it at the end."""
-    command = [sys.executable, "-m", "superinfer_trt", "serve", "--port", "0", *arguments]
+    # The same package that runs here, also when the working directory is a source tree of another one.
+    start = f"import sys; sys.path[:] = {sys.path!r}; from superinfer_trt.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "serve", "--port", "0", *arguments]
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and arguments
         command, stdout=subprocess.PIPE, text=True
     )
