@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace superinfer::cpu {
@@ -49,6 +51,11 @@ bool has_amx() {
       has_avx512_bf16() && may_use_amx() && passes_trial(kAmxBf16, kPortableBf16);
   return usable;
 }
+#elif defined(__aarch64__)
+bool has_bfdot() {
+  constexpr unsigned long kBf16 = 1UL << 14;  // HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+}
 #endif
 
 std::vector<const Kernels*> find_supported(Dtype dtype) {
@@ -60,6 +67,9 @@ std::vector<const Kernels*> find_supported(Dtype dtype) {
   if (bf16 && has_avx512_bf16()) sets.push_back(&kAvx512Bf16PairBf16);
   if (has_avx512()) sets.push_back(bf16 ? &kAvx512Bf16 : &kAvx512Fp32);
   if (has_avx2()) sets.push_back(bf16 ? &kAvx2Bf16 : &kAvx2Fp32);
+#elif defined(__aarch64__)
+  if (bf16 && has_bfdot()) sets.push_back(&kNeonPairBf16);
+  sets.push_back(bf16 ? &kNeonBf16 : &kNeonFp32);
 #endif
   sets.push_back(bf16 ? &kPortableBf16 : &kPortableFp32);
   return sets;

@@ -14,6 +14,10 @@ extern const Kernels kAvx512Bf16;
 extern const Kernels kAvx512Fp32;
 extern const Kernels kAvx512Bf16PairBf16;
 extern const Kernels kAmxBf16;
+#elif defined(__aarch64__)
+extern const Kernels kNeonBf16;
+extern const Kernels kNeonFp32;
+extern const Kernels kNeonPairBf16;
 #endif
 
 }  // namespace superinfer::cpu
