@@ -46,6 +46,9 @@ thing is amazing: let the reader find that out. End with a question that the fam
 home, and that has more than one good answer. Now write the card about {about}."""
 
 ROTATIONS_MIN = 100
+PARAMETERS = {"rotasched": ("alpha=0.5", "beta_ttft=0")}
+"""The paper weighs the next token three times a first one, for pools of hundreds of requests. Here HBM
+holds six, and a reader who waits for a first token is worse off than one who has read ahead."""
 PROMPT_TOKENS_MAX = 288  # of BRIEF in chat form
 
 
@@ -138,6 +141,8 @@ class _Scene:
         arguments = ["--model", self._model, "--engine", self._engine, "--policy", policy]
         arguments += ["--hbm-blocks", str(hbm_blocks), "--dram-blocks", str(self.blocks_needed_max)]
         arguments += ["--block-tokens", str(self.block_tokens)]
+        for parameter in PARAMETERS.get(policy, ()):
+            arguments += ["--policy-param", parameter]
         with server(arguments) as target, Watcher(target, name, self._clients, quiet=self._quiet) as watcher:
             info, before = _ask(target)
             jobs = load.schedule(
