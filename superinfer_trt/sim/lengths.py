@@ -47,12 +47,14 @@ _ARRIVAL = {"arrival_s": SECOND, "Timestamp": SECOND, "timestamp": MILLISECOND, 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """One request of a trace. `arrival`: since the first one of the file; None where it says nothing."""
+    """One request of a trace. `arrival`: since the first one of the file; None where it says nothing.
+    `line`: where it stands in its file; 0 for none."""
 
     prompt_tokens: int
     output_tokens: int
     arrival: Nanos | None = None
     tenant: str = ""
+    line: int = 0
 
 
 def read_lengths(path: Path) -> list[Lengths]:
@@ -133,6 +135,7 @@ def _parsed(path: Path, names: Sequence[str], rows: Iterator[tuple[int, Mapping[
                 _tokens(at, output, row.get(output)),
                 when,
                 str(row.get(tenant) or "") if tenant else "",
+                line,
             )
         )
     return lengths

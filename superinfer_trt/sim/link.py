@@ -96,9 +96,13 @@ class _Lane:
             self.queued += work
             self.flying.append((self.queued, ticket))
 
-    def until_next(self, shared: bool) -> Nanos:
-        """Nanoseconds until the head lands, if nothing changes."""
-        left = self.flying[0][0] - self.done
+    @property
+    def busy(self) -> bool:
+        return self.queued > self.done
+
+    def until(self, work: Nanos, shared: bool) -> Nanos:
+        """Nanoseconds until `work` is done, if nothing changes."""
+        left = max(0, work - self.done)
         return -(-left * MILLION // self.share_ppm) if shared else left
 
 
@@ -128,7 +132,7 @@ class SimLink:
         self._queues = {
             direction: out_lane if model.serial else lane for direction, lane in self._lanes.items()
         }
-        self._busy_lanes = [out_lane] if model.serial else [out_lane, in_lane]
+        self._lanes_used = [out_lane] if model.serial else [out_lane, in_lane]
         self._rates = {
             direction: self._told(direction, block_bytes, share)
             for direction, share in ((Direction.D2H, out_share), (Direction.H2D, in_share))
@@ -168,14 +172,14 @@ class SimLink:
         """Copies with `after <= turn` start now or behind those before them."""
         self._advance()
         self._marked = max(self._marked, turn)
-        for lane in self._busy_lanes:
+        for lane in self._lanes_used:
             lane.start(self._marked)
 
     def poll(self) -> Sequence[CopyDone]:
         """Groups that have landed by now, in order within a direction."""
         self._advance()
         done = []
-        for lane in self._busy_lanes:
+        for lane in self._lanes_used:
             flying = lane.flying
             while flying and flying[0][0] <= lane.done:
                 done.append(CopyDone(flying.popleft()[1], ok=True))
@@ -186,11 +190,10 @@ class SimLink:
     def next_landing(self) -> Nanos | None:
         """When the next group lands that `poll` has not told; None while nothing is on its way."""
         self._advance()
-        flying = [lane for lane in self._busy_lanes if lane.flying]
+        flying = [lane for lane in self._lanes_used if lane.flying]
         if not flying:
             return None
-        shared = all(lane.queued > lane.done for lane in self._busy_lanes) and len(self._busy_lanes) > 1
-        return self._time + max(0, min(lane.until_next(shared) for lane in flying))
+        return self._time + min(lane.until(lane.flying[0][0], self._shared) for lane in flying)
 
     def link_bytes_per_s(self, direction: Direction) -> float:
         """What the direction carries while both are busy, or what the model is told to say."""
@@ -201,26 +204,28 @@ class SimLink:
         self._closed = True
 
     def _wait(self, lane: _Lane) -> None:
-        while lane.queued > lane.done:
-            landing = self.next_landing()
-            assert landing is not None
-            self._clock.park(max(landing, self._time + 1))
+        while lane.busy:
+            ends = [one.until(one.queued, self._shared) for one in self._lanes_used if one.busy]
+            self._clock.park(self._time + min(ends))
             self._advance()
+
+    @property
+    def _shared(self) -> bool:
+        return len(self._lanes_used) > 1 and all(lane.busy for lane in self._lanes_used)
 
     def _advance(self) -> None:
         """Brings the work done up to the present. At most one change of sharing a lane, so O(1)."""
         now = self._clock.now()
-        busy = [lane for lane in self._busy_lanes if lane.queued > lane.done]
+        busy = [lane for lane in self._lanes_used if lane.busy]
         while busy and self._time < now:
             left = now - self._time
             if len(busy) == 1:
                 lane = busy[0]
                 lane.done = min(lane.queued, lane.done + left)
                 break
-            ends = [-(-(lane.queued - lane.done) * MILLION // lane.share_ppm) for lane in busy]
-            stretch = min(left, *ends)
+            stretch = min(left, *(lane.until(lane.queued, True) for lane in busy))
             for lane in busy:
                 lane.done = min(lane.queued, lane.done + stretch * lane.share_ppm // MILLION)
             self._time += stretch
-            busy = [lane for lane in busy if lane.queued > lane.done]
+            busy = [lane for lane in busy if lane.busy]
         self._time = now

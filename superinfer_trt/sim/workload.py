@@ -42,6 +42,7 @@ class Item:
     slo: Slo = field(default_factory=Slo)
     tenant: str = ""
     then: tuple[Turn, ...] = ()
+    line: int = 0  # of the trace, for refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def make_items(
                 chosen.slo if chosen else slo or Slo(),
                 chosen.name if chosen else row.tenant,
                 then,
+                row.line,
             )
         )
     return items
@@ -127,16 +129,13 @@ def check_lengths(items: Iterable[Item], context_tokens_max: int, pool_tokens: i
     for number, item in enumerate(items, 1):
         for prompt, output in ((item.prompt_tokens, item.output_tokens), *_lengths(item.then)):
             tokens = prompt + output
-            if tokens > context_tokens_max:
-                raise ConfigError(
-                    f"{source}: request {number} has {prompt} + {output} tokens; "
-                    f"the model takes {context_tokens_max}"
-                )
-            if tokens - 1 > pool_tokens:
-                raise ConfigError(
-                    f"{source}: request {number} has {prompt} + {output} tokens; "
-                    f"the HBM pool holds {pool_tokens}"
-                )
+            if tokens <= context_tokens_max and tokens - 1 <= pool_tokens:
+                continue
+            at = f"{source}:{item.line}" if item.line else f"{source}: request {number}"
+            limit = f"at most {context_tokens_max}, which the model takes"
+            if tokens <= context_tokens_max:
+                limit = f"at most {pool_tokens + 1}, which the HBM pool holds"
+            raise ConfigError(f"{at}: {prompt} prompt + {output} output tokens; expected {limit}")
 
 
 def _lengths(turns: Iterable[Turn]) -> list[tuple[int, int]]:
