@@ -40,8 +40,9 @@ inline void step(Accumulators<R>& acc, const float* a, std::ptrdiff_t ld_a, __m2
 }
 
 template <int R>
-inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
@@ -57,8 +58,8 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
 }
 
 template <int R>
-inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
+                                 std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     step<R>(acc, a + k, ld_a, _mm256_loadu_ps(b), _mm256_loadu_ps(b + 8));

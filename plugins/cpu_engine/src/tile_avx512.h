@@ -40,8 +40,9 @@ inline Accumulators<R> zeroes() {
 
 #ifdef __AVX512BF16__
 template <int R, int Lines>
-inline void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
+[[gnu::noinline]] void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c, const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
     fetch<Lines>(ahead);
@@ -62,8 +63,9 @@ inline void tile_rows(PairBf16, const std::uint16_t* a, std::ptrdiff_t ld_a, con
 #endif
 
 template <int R, int Lines>
-inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
+[[gnu::noinline]] void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c, const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
@@ -92,8 +94,9 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
 }
 
 template <int R, int Lines>
-inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c, const char* ahead) {
+[[gnu::noinline]] void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
+                                 std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c,
+                                 const char* ahead) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     fetch<Lines>(ahead);

@@ -17,8 +17,9 @@ inline F16 expand_odd(const std::uint16_t* pairs) {
 }
 
 template <int R>
-inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::uint16_t* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c) {
   F16 acc[std::size_t{R}];
   for (int r = 0; r < R; ++r)
     acc[r] = set1(0.0F);
@@ -36,8 +37,8 @@ inline void tile_rows(WideBf16, const float* a, std::ptrdiff_t ld_a, const std::
 }
 
 template <int R>
-inline void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(PlainFp32, const float* a, std::ptrdiff_t ld_a, const float* b,
+                                 std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
   F16 acc[std::size_t{R}];
   for (int r = 0; r < R; ++r)
     acc[r] = set1(0.0F);

@@ -50,8 +50,9 @@ inline void step(Accumulators<R>& acc, const float* a, std::ptrdiff_t ld_a,
 
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
 template <int R>
-inline void tile_rows(PairBf16 /*flavour*/, const std::uint16_t* a, std::ptrdiff_t ld_a,
-                      const std::uint16_t* b, std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(PairBf16 /*flavour*/, const std::uint16_t* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
     bfloat16x8_t columns[4];
@@ -74,8 +75,9 @@ inline void tile_rows(PairBf16 /*flavour*/, const std::uint16_t* a, std::ptrdiff
 #endif
 
 template <int R>
-inline void tile_rows(WideBf16 /*flavour*/, const float* a, std::ptrdiff_t ld_a,
-                      const std::uint16_t* b, std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(WideBf16 /*flavour*/, const float* a, std::ptrdiff_t ld_a,
+                                 const std::uint16_t* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; k += 2) {
     float32x4_t even[4];
@@ -94,8 +96,9 @@ inline void tile_rows(WideBf16 /*flavour*/, const float* a, std::ptrdiff_t ld_a,
 }
 
 template <int R>
-inline void tile_rows(PlainFp32 /*flavour*/, const float* a, std::ptrdiff_t ld_a, const float* b,
-                      std::ptrdiff_t depth, float* c, std::ptrdiff_t ld_c) {
+[[gnu::noinline]] void tile_rows(PlainFp32 /*flavour*/, const float* a, std::ptrdiff_t ld_a,
+                                 const float* b, std::ptrdiff_t depth, float* c,
+                                 std::ptrdiff_t ld_c) {
   Accumulators<R> acc = zeroes<R>();
   for (std::ptrdiff_t k = 0; k < depth; ++k) {
     const float32x4_t columns[4] = {vld1q_f32(b), vld1q_f32(b + 4), vld1q_f32(b + 8),
