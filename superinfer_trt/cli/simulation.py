@@ -182,15 +182,21 @@ class Finished:
 
 def run_job(job: Job, *, traced: bool = False) -> Finished:
     """Runs one simulation. Raises ConfigError."""
-    from superinfer_trt.build_sim import build_world
     from superinfer_trt.core.units import SECOND
 
-    setup, items, dropped = prepare(job)
-    built = build_world(setup, items, job.trace, traced=traced)
+    built, items, dropped = build_job(job, traced=traced)
     began = time.process_time()
     records = built.world.run(items, round(job.horizon_s * SECOND))
     process_s = time.process_time() - began
     return Finished(_figures(job, built, records, dropped, process_s), built.trace)
+
+
+def build_job(job: Job, *, traced: bool = False) -> tuple[Any, Any, int]:
+    """(world, items, rows left out) of a job, ready to run. Raises ConfigError."""
+    from superinfer_trt.build_sim import build_world
+
+    setup, items, dropped = prepare(job)
+    return build_world(setup, items, job.trace, traced=traced), items, dropped
 
 
 def prepare(job: Job) -> tuple[Any, Any, int]:
