@@ -46,7 +46,7 @@ thing is amazing: let the reader find that out. End with a question that the fam
 home, and that has more than one good answer. Now write the card about {about}."""
 
 ROTATIONS_MIN = 100
-PARAMETERS = {"rotasched": ("alpha=0.5", "beta_ttft=0")}
+PARAMETERS = {"rotasched": ("alpha=0.5", "beta_ttft=0", "min_stint_tokens=8")}
 """The paper weighs the next token three times a first one, for pools of hundreds of requests. Here HBM
 holds six, and a reader who waits for a first token is worse off than one who has read ahead."""
 PROMPT_TOKENS_MAX = 288  # of BRIEF in chat form
@@ -65,7 +65,7 @@ class Run:
 @click.option("--model", default="smollm2", show_default=True, help="Known model, file or folder.")
 @click.option("--engine", default="native", show_default=True, help="native | pattern | sim.")
 @click.option("--clients", type=click.IntRange(8, 1024), default=24, show_default=True, help="At once.")
-@click.option("--tokens", type=click.IntRange(32, 2048), default=128, show_default=True, help="Of an answer.")
+@click.option("--tokens", type=click.IntRange(32, 2048), default=192, show_default=True, help="Of an answer.")
 @click.option("--policy", default="rotasched", show_default=True, help="Compared with fcfs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def demo(*, model: str, engine: str, clients: int, tokens: int, policy: str, as_json: bool) -> int:
@@ -92,10 +92,10 @@ def demo(*, model: str, engine: str, clients: int, tokens: int, policy: str, as_
 
 
 def objectives_ms(figures: dict[str, Any], tokens: int) -> tuple[float, float]:
-    """(TTFT, TBT) objectives from an unhindered run: a first token within 0.6 of its length, and a mean
+    """(TTFT, TBT) objectives from an unhindered run: a first token within 0.8 of its length, and a mean
     gap of at most six times its own."""
     wall_s = float(figures["wall_s"])
-    return round(600 * wall_s, 1), round(6_000 * wall_s / tokens, 1)
+    return round(800 * wall_s, 1), round(6_000 * wall_s / tokens, 1)
 
 
 def blocks_needed(answers: list[load.Answer], block_tokens: int) -> int:

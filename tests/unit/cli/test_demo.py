@@ -72,7 +72,7 @@ def test_blocks_are_counted_request_by_request() -> None:
 
 
 def test_objectives_follow_the_machine() -> None:
-    assert demo.objectives_ms({"wall_s": 2.0}, tokens=100) == (1200.0, 120.0)
+    assert demo.objectives_ms({"wall_s": 2.0}, tokens=100) == (1600.0, 120.0)
 
 
 def test_it_runs_and_rotation_changes_no_token() -> None:
