@@ -165,6 +165,18 @@ def step_model(hardware: Hardware, model: ModelShape) -> StepModel:
     )
 
 
+def efficiencies(hardware: Hardware, model: ModelShape, found: StepModel) -> dict[str, float]:
+    """What to change of `hardware` so that `step_model` gives `found`."""
+    compute = "expert_flops_efficiency" if model.dense_share < 1.0 else "flops_efficiency"
+    return {
+        compute: found.flops_per_s / hardware.flops_per_s,
+        "attention_flops_efficiency": found.attention_flops_per_s / hardware.flops_per_s,
+        "hbm_efficiency": found.hbm_bytes_per_s / hardware.hbm_bytes_per_s,
+        "base_s": found.base_s,
+        "row_s": found.row_s,
+    }
+
+
 def link_model(hardware: Hardware, kind: str, *, unlimited_allowance: bool = False) -> LinkModel:
     """One of LINKS on `hardware`. `unlimited_allowance`: it claims to be infinitely fast, so that only
     the policy's own budget bounds what moves. Raises ConfigError."""
