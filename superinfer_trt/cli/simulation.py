@@ -129,10 +129,20 @@ def make_job(values: Mapping[str, Any]) -> Job:
     file = given.pop("config_file", None)
     base = read_job(file) if file is not None else {}
     for name, option in (("policy_params", "--policy-param"), ("hardware_params", "--hardware-param")):
-        if name in given:
-            pairs = dict(assignment(text, option) for text in given[name])
-            given[name] = {**(base.get(name) or {}), **pairs}
+        pairs = dict(assignment(text, option) for text in given.pop(name, ()))
+        merged = {**(base.get(name) or {}), **pairs}
+        given[name] = {key: number_or_word(value) for key, value in merged.items()}
     return Job(**{**base, **given})
+
+
+def number_or_word(value: object) -> object:
+    """YAML takes 1e12 for a word."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def read_job(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import click
 
-from superinfer_trt.cli.simulation import Job, build_job, job_options, make_job, run_job
+from superinfer_trt.cli.simulation import Job, build_job, job_options, make_job, number_or_word, run_job
 from superinfer_trt.core.errors import ConfigError
 
 
@@ -96,7 +96,8 @@ def parsed_policy(text: str) -> tuple[str, dict[str, Any]]:
     from superinfer_trt.cli.options import assignment
 
     name, *parameters = text.split(":")
-    return name, dict(assignment(parameter, "--policies") for parameter in parameters)
+    pairs = dict(assignment(parameter, "--policies") for parameter in parameters)
+    return name, {key: number_or_word(value) for key, value in pairs.items()}
 
 
 def _words(option: str, text: str) -> list[str]:

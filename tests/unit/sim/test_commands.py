@@ -62,6 +62,11 @@ def test_flags_win_over_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     assert found["trace"] == "trace.csv"
 
 
+def test_numbers_may_be_written_with_an_exponent(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    found = figures(capsys, "--trace", str(trace), "--hardware-param", "dram_bytes=1e11")
+    assert found["dram_blocks"] == 23_841
+
+
 def test_a_model_may_be_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path) -> None:
     shape = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "vocab_size": 128256}
     shape |= {"num_key_value_heads": 8, "intermediate_size": 8192, "max_position_embeddings": 4096}
