@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import Nanos, RequestId, div_ceil
@@ -131,6 +132,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """What one tenant has outside HBM, each sequence in the policy's order. Late: past the moment that
+    the policy's `Order` names."""
+
+    waiting: Sequence[Candidate] = ()
+    waiting_late: Sequence[Candidate] = ()
+    rotary: Sequence[Candidate] = ()
+    rotary_late: Sequence[Candidate] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """One moment. The three sequences are ordered by the policy's own static keys (`Order`).
 
@@ -154,6 +166,8 @@ class View:
     rotary_blocks: int  # sum of total_blocks over rotary
     link_out_blocks: int  # D2H allowance of this turn
     link_in_blocks: int  # H2D allowance of this turn
+    forecast: StepForecast = field(default_factory=StepForecast)
+    lanes: Mapping[str, Lane] | None = None  # by tenant; None: nobody keeps them (see `lanes_of`)
 
     def decode_needs_block(self, candidate: Candidate) -> bool:
         """Whether its next token needs a block it does not hold."""
@@ -174,11 +188,29 @@ OrderKey = Callable[[Candidate], int]
 @dataclass(frozen=True, slots=True)
 class Order:
     """Static order inside each class. A key may change only when the request changes class, so
-    that queues are kept in order and never sorted again."""
+    that queues are kept in order and never sorted again.
+
+    `waiting_late`, `rotary_late`: the moment (nanoseconds) from which a waiting / rotary request counts as
+    late, static as well. A policy that names both gets `View.lanes`, kept in O(log n) a move.
+    """
 
     waiting: OrderKey
     rotary: OrderKey
     running: OrderKey
+    waiting_late: OrderKey | None = None
+    rotary_late: OrderKey | None = None
+
+
+def lanes_of(view: View, order: Order) -> Mapping[str, Lane]:
+    """The view's lanes; made from its queues where nobody keeps them, in O(waiting + rotary)."""
+    if view.lanes is not None:
+        return view.lanes
+    split: dict[str, tuple[list[Candidate], list[Candidate], list[Candidate], list[Candidate]]] = {}
+    for first, queue, late in ((0, view.waiting, order.waiting_late), (2, view.rotary, order.rotary_late)):
+        for candidate in queue:
+            parts = split.setdefault(candidate.tenant, ([], [], [], []))
+            parts[first + (late is not None and late(candidate) <= view.now)].append(candidate)
+    return {tenant: Lane(*parts) for tenant, parts in split.items()}
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

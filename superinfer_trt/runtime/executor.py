@@ -25,6 +25,7 @@ from superinfer_trt.core.units import MILLISECOND, Nanos
 from superinfer_trt.core.view import Limits, View
 from superinfer_trt.runtime.roster import Roster
 from superinfer_trt.runtime.sequence import Sequence
+from superinfer_trt.runtime.step_fit import StepFit
 from superinfer_trt.runtime.trace import PlanTrace
 
 STALLED_TURNS_MAX = 1_000
@@ -103,6 +104,7 @@ class Executor:
         self._ticket_blocks: dict[int, tuple[Direction, int]] = {}
         self._step = _Average(10 * MILLISECOND)
         self._planning = _Average(0)
+        self._fit = StepFit()
         self._stalled = 0
 
     # -- what others may ask ----------------------------------------------------------------------
@@ -239,6 +241,7 @@ class Executor:
         parts.transfers.mark(flight.turn)
         now = parts.clock.now()
         self._step.add(now - flight.launched)
+        self._learn(flight.rows, now - flight.launched)
         self.totals.step_ns += now - flight.launched
         for row in flight.rows:
             # An evicted request's blocks are gone already; only its token counts.
@@ -275,7 +278,20 @@ class Executor:
 
     def _view(self, now: Nanos) -> View:
         out_blocks, in_blocks = self._allowance(Direction.D2H), self._allowance(Direction.H2D)
-        return self._roster.view(self._turn, now, self._parts.ledger, out_blocks, in_blocks)
+        forecast = self._fit.forecast
+        return self._roster.view(self._turn, now, self._parts.ledger, out_blocks, in_blocks, forecast)
+
+    def _learn(self, rows: Iterable[Row], took: Nanos) -> None:
+        """Feeds the forecast. At depth 1 planning adds to the gap that a reader sees."""
+        count = prefill_tokens = context_tokens = 0
+        for row in rows:
+            count += 1
+            context_tokens += row.start
+            length = len(row.tokens)
+            if length > 1 or not row.start:
+                prefill_tokens += length
+        planning = self._planning.value if self._depth == 1 else 0
+        self._fit.add(count, prefill_tokens, context_tokens, took + planning)
 
     def _allowance(self, direction: Direction) -> int:
         """Blocks that cross in one step behind compute, less those already on their way.

@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 
 from superinfer_trt.core.errors import InvariantViolation
+from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.outcome import Ending, Outcome, TokenEvent, Totals
 from superinfer_trt.core.phase import RUNNING, Phase
 from superinfer_trt.core.plan import Plan
@@ -17,8 +18,13 @@ from superinfer_trt.core.request import FinishReason, Request
 from superinfer_trt.core.step import CopyKind, Landing, Row
 from superinfer_trt.core.units import Nanos, RequestId
 from superinfer_trt.core.view import Limits, Order, View
+from superinfer_trt.runtime.lanes import Lanes
 from superinfer_trt.runtime.queue import OrderedQueue
 from superinfer_trt.runtime.sequence import Sequence
+
+OUTSIDE = frozenset({Phase.WAITING, Phase.ROTARY})
+
+UNFITTED = StepForecast()
 
 COPIES_FAILED_MAX = 8
 """Failed rotations after which a request ends as failed instead of trying for ever."""
@@ -34,6 +40,7 @@ class Roster:
         self.waiting = OrderedQueue(order.waiting)
         self.rotary = OrderedQueue(order.rotary)
         self.running = OrderedQueue(order.running)
+        self._lanes = Lanes.asked_for(order)
         self._waiting_blocks = 0
         self._rotary_blocks = 0
         self._promised_blocks = 0
@@ -43,8 +50,16 @@ class Roster:
 
     # -- what the view is made of ------------------------------------------------------------------
 
-    def view(self, turn: int, now: Nanos, ledger: Ledger, out_blocks: int, in_blocks: int) -> View:
-        """This moment, in O(1)."""
+    def view(
+        self,
+        turn: int,
+        now: Nanos,
+        ledger: Ledger,
+        out_blocks: int,
+        in_blocks: int,
+        forecast: StepForecast = UNFITTED,
+    ) -> View:
+        """This moment, in O(1), but for O(log n) for each request that has become late."""
         return View(
             turn=turn,
             now=now,
@@ -63,6 +78,8 @@ class Roster:
             rotary_blocks=self._rotary_blocks,
             link_out_blocks=out_blocks,
             link_in_blocks=in_blocks,
+            forecast=forecast,
+            lanes=self._lanes.at(now) if self._lanes is not None else None,
         )
 
     def _largest_promise(self) -> int:
@@ -86,6 +103,8 @@ class Roster:
             self._rotary_blocks += sequence.total_blocks
         elif phase is not Phase.FINISHED:
             self.moving.add(sequence.id)
+        if self._lanes is not None and phase in OUTSIDE:
+            self._lanes.add(sequence)
 
     def _lift(self, sequence: Sequence) -> None:
         """Takes a record out of the class of its phase."""
@@ -100,6 +119,8 @@ class Roster:
             self._rotary_blocks -= sequence.total_blocks
         else:
             self.moving.discard(sequence.id)
+        if self._lanes is not None and phase in OUTSIDE:
+            self._lanes.remove(sequence)
 
     def _promise(self, sequence: Sequence) -> None:
         self._promised.add(sequence.id)

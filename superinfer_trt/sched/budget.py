@@ -34,6 +34,7 @@ class Budget:
         "_gone",
         "_needy",
         "_prefilling",
+        "_refused",
         "_reject",
         "_residents",
         "_rotate_in",
@@ -78,6 +79,7 @@ class Budget:
         self._rotate_out: list[RequestId] = []
         self._evict: list[RequestId] = []
         self._reject: list[Rejection] = []
+        self._refused: set[RequestId] = set()
         self._sync: list[SyncRun] = []
         self._dirty_out = 0
         self._survey(eager=eager)
@@ -168,14 +170,16 @@ class Budget:
 
     # --- the two doors in ------------------------------------------------------------------------
 
-    def waiting(self) -> Iterator[Candidate]:
-        """The waiting ones in order, lazily; those that HBM could not hold even alone are rejected."""
+    def waiting(self, among: Iterable[Candidate] | None = None) -> Iterator[Candidate]:
+        """The waiting ones (or those `among` them) in order, lazily; those that HBM could not hold even
+        alone are rejected."""
         device_blocks = self.view.limits.device_blocks
-        for candidate in self.view.waiting:
+        for candidate in self.view.waiting if among is None else among:
             blocks = candidate.max_blocks
             if blocks <= device_blocks:
                 yield candidate
-            else:
+            elif candidate.id not in self._refused:
+                self._refused.add(candidate.id)
                 reason = f"needs {blocks} KV blocks at its end, the HBM pool has {device_blocks}"
                 self._reject.append(Rejection(candidate.id, reason))
 
@@ -238,16 +242,27 @@ class Budget:
 
     # --- the two doors out -----------------------------------------------------------------------
 
-    def rotate_out(self, wanted: int, *, stint_tokens: int, keep: int = 0, newest: bool = False) -> int:
+    def rotate_out(
+        self,
+        wanted: int,
+        *,
+        stint_tokens: int,
+        keep: int = 0,
+        newest: bool = False,
+        among: Iterable[Candidate] | None = None,
+    ) -> int:
         """Rotates decoding requests out until `wanted` blocks are covered; returns what is uncovered.
 
-        Longest stay first, or `newest` first. Only those that made `stint_tokens` in this stay; at
-        least `keep` of the decoding ones stay. One whose dirty blocks exceed the D2H allowance or the
-        host room is passed over; but when none fits an allowance that is not 0, one goes alone.
+        Longest stay first, or `newest` first, or `among` these in their order. Only those that made
+        `stint_tokens` in this stay; at least `keep` of the decoding ones stay. One whose dirty blocks
+        exceed the D2H allowance or the host room is passed over; but when none fits an allowance that is
+        not 0, one goes alone.
         """
         staying = len(self._residents) - len(self._gone)
         oversize: Candidate | None = None
-        for candidate in reversed(self._residents) if newest else self._residents:
+        if among is None:
+            among = reversed(self._residents) if newest else self._residents
+        for candidate in among:
             if wanted <= 0 or staying <= keep:
                 break
             if candidate.stint_tokens < stint_tokens or candidate.id in self._gone:

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.sched.fcfs import Fcfs, FcfsParameters
+from superinfer_trt.sched.rota_slack import RotaSlack, RotaSlackParameters
 from superinfer_trt.sched.rotasched import RotaSched, RotaSchedParameters
 from superinfer_trt.sched.swapped_first import SwappedFirst, SwappedFirstParameters
 from superinfer_trt.sched.waiting_first import WaitingFirst, WaitingFirstParameters
 
-AnyPolicy: TypeAlias = RotaSched | Fcfs | WaitingFirst | SwappedFirst
+AnyPolicy: TypeAlias = RotaSched | RotaSlack | Fcfs | WaitingFirst | SwappedFirst
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Entry:
 POLICIES: Mapping[str, Entry] = MappingProxyType(
     {
         RotaSched.name: Entry(RotaSched, RotaSchedParameters),
+        RotaSlack.name: Entry(RotaSlack, RotaSlackParameters),
         Fcfs.name: Entry(Fcfs, FcfsParameters),
         WaitingFirst.name: Entry(WaitingFirst, WaitingFirstParameters),
         SwappedFirst.name: Entry(SwappedFirst, SwappedFirstParameters),

@@ -20,12 +20,15 @@ from superinfer_trt.core.check import check_plan
 from superinfer_trt.core.phase import RUNNING, Phase
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import RequestId, div_ceil
-from superinfer_trt.core.view import CandidateValue, Limits, Order, View
+from superinfer_trt.core.view import CandidateValue, Limits, Order, View, lanes_of
 from superinfer_trt.sched.registry import POLICIES, AnyPolicy, make_policy
 
 SECOND = 1_000_000_000
 NOW = 100 * SECOND
 ROTATING = [name for name, entry in POLICIES.items() if entry.policy.rotates]
+PROACTIVE = ("rotasched", "rota-slack")
+BY_LANES = ("rota-slack",)
+QUEUED = [name for name in POLICIES if name not in BY_LANES]
 MOVING = (Phase.ROTATING_OUT, Phase.ROTATING_IN)
 
 
@@ -119,6 +122,7 @@ def _draw_candidate(
     waiting = CandidateValue(
         id=RequestId(id),
         slo=Slo(ttft=rng.choice([1, 5]) * SECOND, tbt=SECOND // rng.choice([10, 20])),
+        tenant=("", "a", "b")[id % 3],
         arrival=arrival,
         last_token=arrival,
         target_tokens=prompt,
@@ -204,6 +208,23 @@ def draw_policy(name: str, seed: int) -> AnyPolicy:
             beta_tbt=rng.choice([-10, 0, 2]),
             transfer_blocks=rng.choice([None, 1, 5, 2400]),
             min_stint_tokens=rng.choice([1, 3]),
+            eager_sync=rng.choice([True, False]),
+        )
+    if name == "rota-slack":
+        ahead_min_s = rng.choice([0.1, 3])
+        return make_policy(
+            name,
+            step_share=rng.choice([0.3, 0.85]),
+            prefill_tokens_min=rng.choice([1, 64]),
+            ahead_min_s=ahead_min_s,
+            guard_s=ahead_min_s / rng.choice([2, 6]),
+            lost_s=rng.choice([0, 1, 10]),
+            min_stint_tokens=rng.choice([1, 3]),
+            late_share=rng.choice([0, 0.05, 0.5]),
+            length_weight_ms=rng.choice([0, 20]),
+            patience=rng.choice([0, 0.4]),
+            weights=rng.choice([{}, {"a": 3, "b": 0.5}]),
+            transfer_blocks=rng.choice([None, 1, 2400]),
             eager_sync=rng.choice([True, False]),
         )
     return make_policy(name, **({"watermark": rng.choice([0, 0.01, 0.3])} if name in ROTATING else {}))
@@ -309,12 +330,12 @@ def test_minimum_stay(drawn: tuple[AnyPolicy, Situation]) -> None:
         wanted = sum(view.decode_needs_block(c) for c in growing)
         ending = sum(c.device_blocks for c in situation.of(Phase.DECODE) if not c.remaining_tokens)
         assert wanted > view.device_free + view.device_leaving + ending
-        if policy.name != "rotasched":  # it may also rotate the others proactively in the same turn
+        if policy.name not in PROACTIVE:  # they may also rotate the others in the same turn
             assert len(plan.rotate_out) < len(growing)
         assert len(early) < len(growing)
 
 
-@given(situations())
+@given(situations(QUEUED))
 def test_order_in_a_class_is_strict(drawn: tuple[AnyPolicy, Situation]) -> None:
     policy, situation = drawn
     view = situation.view(policy.order)
@@ -326,6 +347,24 @@ def test_order_in_a_class_is_strict(drawn: tuple[AnyPolicy, Situation]) -> None:
     assert [c.id for c in plan.prefill][-len(plan.admit) or len(plan.prefill) :] == list(plan.admit)
 
 
+@given(situations(BY_LANES))
+def test_order_in_a_lane_is_strict(drawn: tuple[AnyPolicy, Situation]) -> None:
+    """In each part of a tenant's lane nobody is overtaken, and only those beyond a chunk's end wait."""
+    policy, situation = drawn
+    view = situation.view(policy.order)
+    plan = policy(view)
+    refused = {r.id for r in plan.reject}
+    for lane in lanes_of(view, policy.order).values():
+        for part in (lane.waiting, lane.waiting_late):
+            ids = [c.id for c in part if c.id not in refused]
+            admitted = [id for id in plan.admit if id in ids]
+            assert admitted == ids[: len(admitted)]
+        for part in (lane.rotary, lane.rotary_late):
+            ids = [c.id for c in part]
+            resumed = [id for id in plan.rotate_in if id in ids]
+            assert resumed == ids[: len(resumed)]
+
+
 def seeded_views(name: str) -> Iterator[tuple[AnyPolicy, View]]:
     """Views with somebody in both queues outside HBM; too rare for `assume`."""
     for seed in range(4_000):
@@ -335,7 +374,7 @@ def seeded_views(name: str) -> Iterator[tuple[AnyPolicy, View]]:
             yield policy, view
 
 
-@pytest.mark.parametrize("name", ["rotasched", "waiting-first"])
+@pytest.mark.parametrize("name", ["rotasched", "rota-slack", "waiting-first"])
 def test_a_closed_admission_blocks_no_resumption(name: str) -> None:
     seen = 0
     for policy, view in seeded_views(name):
@@ -377,5 +416,5 @@ def test_situations_are_not_all_alike(name: str) -> None:
         }
     wanted = {"admit", "prefill", "decode", "reject"}
     wanted |= {"rotate_out", "rotate_in"} if name in ROTATING else {"evict"}
-    wanted |= {"sync"} if name == "rotasched" else set()
+    wanted |= {"sync"} if name in PROACTIVE else set()
     assert used == wanted

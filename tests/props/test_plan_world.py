@@ -361,6 +361,20 @@ def make_world(policy_name: str, seed: int) -> World:
             "min_stint_tokens": draw.choice([1, 1, 4]),
             "eager_sync": draw.choice([False, True]),
         }
+    elif policy_name == "rota-slack":
+        parameters = {
+            "step_share": draw.choice([0.3, 0.85]),
+            "prefill_tokens_min": draw.choice([1, 64]),
+            "ahead_min_s": draw.choice([0.05, 3]),
+            "guard_s": draw.choice([0, 0.04]),
+            "lost_s": draw.choice([0, 0.1, 1]),
+            "min_stint_tokens": draw.choice([1, 1, 4]),
+            "late_share": draw.choice([0, 0.02, 0.5]),
+            "length_weight_ms": draw.choice([0, 20]),
+            "patience": draw.choice([0, 0.4]),
+            "transfer_blocks": draw.choice([None, 1, 4, 2400]),
+            "eager_sync": draw.choice([False, True]),
+        }
     elif rotates:
         parameters = {"watermark": draw.choice([0, 0.01, 0.2])}
     return World(

@@ -8,10 +8,10 @@ from superinfer_trt.sched.rotasched import RotaSchedParameters
 
 
 def test_names() -> None:
-    assert list(POLICIES) == ["rotasched", "fcfs", "waiting-first", "swapped-first"]
+    assert list(POLICIES) == ["rotasched", "rota-slack", "fcfs", "waiting-first", "swapped-first"]
     for name in POLICIES:
         assert make_policy(name).name == name
-    assert [make_policy(n).rotates for n in POLICIES] == [True, False, True, True]
+    assert [make_policy(n).rotates for n in POLICIES] == [True, True, False, True, True]
 
 
 def test_defaults_are_the_papers() -> None:
@@ -21,7 +21,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_an_unknown_policy_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'lvf' is unknown; known: rotasched, fcfs, waiting-first, swapped"):
+    with pytest.raises(ConfigError, match="'lvf' is unknown; known: rotasched, rota-slack, fcfs, waiting"):
         make_policy("lvf")
 
 
@@ -42,6 +42,19 @@ def test_an_unknown_parameter_is_told_the_known_ones() -> None:
         ("rotasched", "transfer_blocks", "many"),
         ("rotasched", "min_stint_tokens", 0),
         ("rotasched", "eager_sync", "yes"),
+        ("rota-slack", "step_share", 0),
+        ("rota-slack", "step_share", 1.0),
+        ("rota-slack", "guard_s", 4.0),
+        ("rota-slack", "lost_s", -1),
+        ("rota-slack", "late_share", 1),
+        ("rota-slack", "patience", float("nan")),
+        ("rota-slack", "length_weight_ms", -1),
+        ("rota-slack", "prefill_tokens_min", 0),
+        ("rota-slack", "min_stint_tokens", 1.5),
+        ("rota-slack", "transfer_blocks", 0),
+        ("rota-slack", "eager_sync", 1),
+        ("rota-slack", "weights", ["a"]),
+        ("rota-slack", "weights", {"a": 0}),
         ("waiting-first", "watermark", -0.1),
         ("swapped-first", "watermark", 1.0),
     ],

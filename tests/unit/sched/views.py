@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from superinfer_trt.core.check import check_plan
+from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.phase import RUNNING, Phase
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.ports import Policy
@@ -103,6 +104,7 @@ def plan_of(
     link_out: int = -1,
     link_in: int = -1,
     leaving: int = 0,
+    forecast: StepForecast | None = None,
 ) -> Plan:
     """The checked plan for these requests at `now` ms; pools in blocks. `leaving`: device slots on their
     way out (they are neither free nor anybody's here)."""
@@ -131,6 +133,7 @@ def plan_of(
         rotary_blocks=sum(c.total_blocks for c in back),
         link_out_blocks=link if link_out < 0 else link_out,
         link_in_blocks=link if link_in < 0 else link_in,
+        forecast=forecast or StepForecast(),
     )
     assert view.device_free >= 0, "the script holds more blocks than there are"
     return check_plan(policy(view), view)
