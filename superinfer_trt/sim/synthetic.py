@@ -47,9 +47,16 @@ SYNTHETIC: Mapping[str, Synthetic] = MappingProxyType(
             Mixture(((0.306, 3.148, 0.366), (0.286, 4.509, 0.781), (0.408, 6.112, 0.418)), 11, 1009),
             Mixture(((0.164, 4.444, 1.291), (0.405, 5.693, 0.37), (0.431, 6.329, 0.353)), 4, 6335),
         ),
-        # Azure's conversation service, 2023: much is within 5 % of 4,100 prompt tokens at most.
+        # Azure's conversation service, 2023: prompts crowd at 400, 1,050 and 4,100 tokens.
         "azure-conversation": Synthetic(
-            Mixture(((0.014, 2.984, 0.694), (0.52, 6.509, 0.881), (0.466, 6.88, 0.857)), 2, 4200),
+            Mixture(
+                (
+                    *((0.04, 4.471, 1.358), (0.368, 5.81, 0.351), (0.114, 7.616, 0.35)),
+                    *((0.007, 8.522, 0.179), (0.074, 8.316, 0.005), (0.397, 6.991, 0.098)),
+                ),
+                2,
+                14050,
+            ),
             Mixture(((0.435, 4.573, 0.364), (0.284, 4.727, 1.021), (0.281, 6.006, 0.05)), 7, 1000),
         ),
         # Summaries of papers: long prompts, short outputs.
