@@ -118,6 +118,15 @@ class Budget:
         return lacking - self.free - self.coming
 
     @property
+    def decoding(self) -> int:
+        """Rows of decodes that want to run."""
+        return len(self._residents) - len(self._gone)
+
+    def cap_tokens(self, tokens: int) -> None:
+        """Lets the step carry at most `tokens` tokens. Call before `run`."""
+        self.tokens = min(self.tokens, tokens)
+
+    @property
     def moved_out(self) -> bool:
         """Whether this turn takes HBM from anybody."""
         return bool(self._gone)
@@ -297,9 +306,13 @@ class Budget:
                 break
             if candidate.phase is Phase.DECODE and candidate.remaining_tokens <= 0:
                 continue
-            self._evict.append(candidate.id)
-            wanted -= self._lose(candidate)
+            wanted -= self.evict(candidate)
         return wanted
+
+    def evict(self, candidate: Candidate) -> int:
+        """Drops one that runs, in prefill or decoding; returns by how much that eases a shortage."""
+        self._evict.append(candidate.id)
+        return self._lose(candidate)
 
     def _lose(self, candidate: Candidate) -> int:
         """Takes it off the running ones; returns by how much that eases a shortage."""

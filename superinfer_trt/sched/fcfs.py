@@ -44,17 +44,25 @@ class Fcfs:
         self.parameters = parameters or FcfsParameters()
 
     def __call__(self, view: View) -> Plan:
-        budget = Budget(view)
-        if budget.shortage > 0:
-            budget.evict_newest(budget.shortage)
-        budget.run()
-        if not budget.moved_out and not budget.starved:
-            # With a host pool the rules forbid overcommit, whoever plans (core.check).
-            overcommit = not view.limits.host_blocks
-            for candidate in budget.waiting():
-                if budget.tokens <= 0 or budget.seats <= 0 or candidate.total_blocks > budget.free:
-                    break
-                if not overcommit and not budget.admission_open(candidate):
-                    break
-                budget.admit(candidate)
-        return budget.plan()
+        return first_come_first_served(Budget(view))
+
+
+def first_come_first_served(budget: Budget) -> Plan:
+    """The plan of this policy within a budget; its kin only cap the tokens first."""
+    if budget.shortage > 0:
+        budget.evict_newest(budget.shortage)
+    budget.run()
+    if not budget.moved_out and not budget.starved:
+        for candidate in budget.waiting():
+            if not may_overcommit(budget, candidate):
+                break
+            budget.admit(candidate)
+    return budget.plan()
+
+
+def may_overcommit(budget: Budget, candidate: Candidate) -> bool:
+    """Whether tokens, seats and free blocks let it in now; what it will grow to does not matter unless
+    there is a host pool: then the rules forbid overcommit, whoever plans (core.check)."""
+    if budget.tokens <= 0 or budget.seats <= 0 or candidate.total_blocks > budget.free:
+        return False
+    return not budget.view.limits.host_blocks or budget.admission_open(candidate)

@@ -11,13 +11,35 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.sched.artifact import Artifact, ArtifactParameters
 from superinfer_trt.sched.fcfs import Fcfs, FcfsParameters
+from superinfer_trt.sched.fcfs_async import FcfsAsync, FcfsAsyncParameters
+from superinfer_trt.sched.fcfs_cap import FcfsCap, FcfsCapParameters
+from superinfer_trt.sched.lightllm import LightLlm, LightLlmParameters
+from superinfer_trt.sched.ltr import Ltr, LtrParameters
 from superinfer_trt.sched.rota_slack import RotaSlack, RotaSlackParameters
 from superinfer_trt.sched.rotasched import RotaSched, RotaSchedParameters
+from superinfer_trt.sched.sarathi import Sarathi, SarathiParameters
 from superinfer_trt.sched.swapped_first import SwappedFirst, SwappedFirstParameters
+from superinfer_trt.sched.trt_max_utilization import TrtMaxUtilization, TrtMaxUtilizationParameters
+from superinfer_trt.sched.trt_no_evict import TrtNoEvict, TrtNoEvictParameters
 from superinfer_trt.sched.waiting_first import WaitingFirst, WaitingFirstParameters
 
-AnyPolicy: TypeAlias = RotaSched | RotaSlack | Fcfs | WaitingFirst | SwappedFirst
+AnyPolicy: TypeAlias = (
+    RotaSched
+    | RotaSlack
+    | Artifact
+    | Fcfs
+    | FcfsAsync
+    | FcfsCap
+    | Sarathi
+    | WaitingFirst
+    | SwappedFirst
+    | LightLlm
+    | TrtNoEvict
+    | TrtMaxUtilization
+    | Ltr
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +54,17 @@ POLICIES: Mapping[str, Entry] = MappingProxyType(
     {
         RotaSched.name: Entry(RotaSched, RotaSchedParameters),
         RotaSlack.name: Entry(RotaSlack, RotaSlackParameters),
-        Fcfs.name: Entry(Fcfs, FcfsParameters),
+        Artifact.name: Entry(Artifact, ArtifactParameters),
         WaitingFirst.name: Entry(WaitingFirst, WaitingFirstParameters),
         SwappedFirst.name: Entry(SwappedFirst, SwappedFirstParameters),
+        Ltr.name: Entry(Ltr, LtrParameters),
+        Fcfs.name: Entry(Fcfs, FcfsParameters),
+        FcfsAsync.name: Entry(FcfsAsync, FcfsAsyncParameters),
+        FcfsCap.name: Entry(FcfsCap, FcfsCapParameters),
+        Sarathi.name: Entry(Sarathi, SarathiParameters),
+        LightLlm.name: Entry(LightLlm, LightLlmParameters),
+        TrtNoEvict.name: Entry(TrtNoEvict, TrtNoEvictParameters),
+        TrtMaxUtilization.name: Entry(TrtMaxUtilization, TrtMaxUtilizationParameters),
     }
 )
 

@@ -26,7 +26,7 @@ from superinfer_trt.sched.registry import POLICIES, AnyPolicy, make_policy
 SECOND = 1_000_000_000
 NOW = 100 * SECOND
 ROTATING = [name for name, entry in POLICIES.items() if entry.policy.rotates]
-PROACTIVE = ("rotasched", "rota-slack")
+PROACTIVE = ("rotasched", "rota-slack", "artifact")
 BY_LANES = ("rota-slack",)
 QUEUED = [name for name in POLICIES if name not in BY_LANES]
 MOVING = (Phase.ROTATING_OUT, Phase.ROTATING_IN)
@@ -198,6 +198,21 @@ def draw_situation(seed: int, *, rotates: bool, settled: bool = False) -> Situat
     )
 
 
+def draw_watermark(rng: random.Random) -> dict[str, object]:
+    return {"watermark": rng.choice([0, 0.01, 0.3])}
+
+
+OTHER_PARAMETERS: dict[str, Callable[[random.Random], dict[str, object]]] = {
+    "waiting-first": draw_watermark,
+    "swapped-first": draw_watermark,
+    "ltr": lambda rng: draw_watermark(rng) | {"noise": rng.choice([0, 0.9])},
+    "artifact": lambda rng: {"transfer_blocks": rng.choice([1, 5, 2400])},
+    "sarathi": lambda rng: {"chunk_tokens": rng.choice([1, 8, 512])},
+    "fcfs-cap": lambda rng: {"prefill_tokens_min": rng.choice([1, 64])},
+    "lightllm": lambda rng: {"history": rng.choice([(), (1, 2, 5, 9, 30)])},
+}
+
+
 def draw_policy(name: str, seed: int) -> AnyPolicy:
     rng = random.Random(seed)
     if name == "rotasched":
@@ -227,7 +242,7 @@ def draw_policy(name: str, seed: int) -> AnyPolicy:
             transfer_blocks=rng.choice([None, 1, 2400]),
             eager_sync=rng.choice([True, False]),
         )
-    return make_policy(name, **({"watermark": rng.choice([0, 0.01, 0.3])} if name in ROTATING else {}))
+    return make_policy(name, **OTHER_PARAMETERS.get(name, lambda _: {})(rng))
 
 
 def situations(names: Sequence[str] = tuple(POLICIES), *, settled: bool = False):

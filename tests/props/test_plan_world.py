@@ -319,6 +319,41 @@ class World:
             self.step()
 
 
+def draw_parameters(policy_name: str, draw: random.Random) -> dict[str, object]:
+    if policy_name == "rotasched":
+        return {
+            "alpha": draw.choice([0.3, 1, 3, 10]),
+            "beta_ttft": draw.choice([0, 0.5, 1]),
+            "beta_tbt": draw.choice([-10, 0, 1.5]),
+            "transfer_blocks": draw.choice([None, 1, 4, 2400]),
+            "min_stint_tokens": draw.choice([1, 1, 4]),
+            "eager_sync": draw.choice([False, True]),
+        }
+    if policy_name == "rota-slack":
+        return {
+            "step_share": draw.choice([0.3, 0.85]),
+            "prefill_tokens_min": draw.choice([1, 64]),
+            "ahead_min_s": draw.choice([0.05, 3]),
+            "guard_s": draw.choice([0, 0.04]),
+            "lost_s": draw.choice([0, 0.1, 1]),
+            "min_stint_tokens": draw.choice([1, 1, 4]),
+            "late_share": draw.choice([0, 0.02, 0.5]),
+            "length_weight_ms": draw.choice([0, 20]),
+            "patience": draw.choice([0, 0.4]),
+            "transfer_blocks": draw.choice([None, 1, 4, 2400]),
+            "eager_sync": draw.choice([False, True]),
+        }
+    if policy_name == "artifact":
+        return {"transfer_blocks": draw.choice([1, 4, 2400])}
+    if policy_name == "sarathi":
+        return {"chunk_tokens": draw.choice([1, 8, 512])}
+    if policy_name == "lightllm":
+        return {"history": draw.choice([(), (1, 2, 5, 9, 30)])}
+    if POLICIES[policy_name].policy.rotates:
+        return {"watermark": draw.choice([0, 0.01, 0.2])}
+    return {}
+
+
 def make_world(policy_name: str, seed: int) -> World:
     """Options first, then the requests: rare combinations become common (swarm testing)."""
     draw = random.Random(seed)
@@ -351,32 +386,6 @@ def make_world(policy_name: str, seed: int) -> World:
             )
         )
     arrivals.sort(key=lambda r: (r.arrival, r.id))
-    parameters: dict[str, object] = {}
-    if policy_name == "rotasched":
-        parameters = {
-            "alpha": draw.choice([0.3, 1, 3, 10]),
-            "beta_ttft": draw.choice([0, 0.5, 1]),
-            "beta_tbt": draw.choice([-10, 0, 1.5]),
-            "transfer_blocks": draw.choice([None, 1, 4, 2400]),
-            "min_stint_tokens": draw.choice([1, 1, 4]),
-            "eager_sync": draw.choice([False, True]),
-        }
-    elif policy_name == "rota-slack":
-        parameters = {
-            "step_share": draw.choice([0.3, 0.85]),
-            "prefill_tokens_min": draw.choice([1, 64]),
-            "ahead_min_s": draw.choice([0.05, 3]),
-            "guard_s": draw.choice([0, 0.04]),
-            "lost_s": draw.choice([0, 0.1, 1]),
-            "min_stint_tokens": draw.choice([1, 1, 4]),
-            "late_share": draw.choice([0, 0.02, 0.5]),
-            "length_weight_ms": draw.choice([0, 20]),
-            "patience": draw.choice([0, 0.4]),
-            "transfer_blocks": draw.choice([None, 1, 4, 2400]),
-            "eager_sync": draw.choice([False, True]),
-        }
-    elif rotates:
-        parameters = {"watermark": draw.choice([0, 0.01, 0.2])}
     return World(
         policy_name=policy_name,
         seed=seed,
@@ -387,7 +396,7 @@ def make_world(policy_name: str, seed: int) -> World:
         link=draw.choice([1, 4, 100]),
         failing=draw.choice([0, 0, 0.2]),
         cancelling=draw.choice([0, 0, 0.005]),
-        parameters=parameters,
+        parameters=draw_parameters(policy_name, draw),
     )
 
 

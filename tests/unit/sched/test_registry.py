@@ -6,12 +6,15 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.sched.registry import POLICIES, make_policy
 from superinfer_trt.sched.rotasched import RotaSchedParameters
 
+ROTATING = ("rotasched", "rota-slack", "artifact", "waiting-first", "swapped-first", "ltr")
+STAYING = ("fcfs", "fcfs-async", "fcfs-cap", "sarathi", "lightllm", "trt-no-evict", "trt-max-util")
+
 
 def test_names() -> None:
-    assert list(POLICIES) == ["rotasched", "rota-slack", "fcfs", "waiting-first", "swapped-first"]
+    assert list(POLICIES) == [*ROTATING, *STAYING]
     for name in POLICIES:
         assert make_policy(name).name == name
-    assert [make_policy(n).rotates for n in POLICIES] == [True, True, False, True, True]
+        assert make_policy(name).rotates == (name in ROTATING)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -21,7 +24,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_an_unknown_policy_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'lvf' is unknown; known: rotasched, rota-slack, fcfs, waiting"):
+    with pytest.raises(ConfigError, match="'lvf' is unknown; known: rotasched, rota-slack, artifact, wait"):
         make_policy("lvf")
 
 
@@ -55,6 +58,17 @@ def test_an_unknown_parameter_is_told_the_known_ones() -> None:
         ("rota-slack", "eager_sync", 1),
         ("rota-slack", "weights", ["a"]),
         ("rota-slack", "weights", {"a": 0}),
+        ("artifact", "transfer_blocks", 0),
+        ("fcfs-cap", "step_share", 0.0),
+        ("fcfs-cap", "prefill_tokens_min", 0),
+        ("sarathi", "chunk_tokens", 0),
+        ("lightllm", "history", 5),
+        ("lightllm", "history", [0]),
+        ("lightllm", "draws", 0),
+        ("lightllm", "reserve", 1),
+        ("ltr", "noise", -1),
+        ("ltr", "watermark", 1),
+        ("ltr", "seed", 0.5),
         ("waiting-first", "watermark", -0.1),
         ("swapped-first", "watermark", 1.0),
     ],
