@@ -162,7 +162,7 @@ class RotaSlack:
                 found.late.append(candidate)
                 found.late_blocks += blocks
             elif until > ahead_from and candidate.stint_tokens >= stint:
-                found.ahead.append(candidate)
+                found.ahead.append((-until, candidate.id, candidate))
                 found.ahead_blocks += blocks
         return found
 
@@ -226,8 +226,9 @@ class RotaSlack:
             turn.admit(fair("waiting_late"), lambda _: 0)
         stint = self.parameters.min_stint_tokens
         if turn.shortfall > 0:
-            residents.ahead.sort(key=lambda c: (-due(c), c.id))
-            budget.rotate_out(turn.shortfall, stint_tokens=stint, among=chain(spared, residents.ahead))
+            residents.ahead.sort()
+            ahead_first = (candidate for _, _, candidate in residents.ahead)
+            budget.rotate_out(turn.shortfall, stint_tokens=stint, among=chain(spared, ahead_first))
         elif pressed:  # Late residents take time of every step that live prompts lack.
             budget.rotate_out(spare_blocks, stint_tokens=stint, among=spared, keep=1)
 
@@ -250,7 +251,8 @@ class _Residents:
         self.held: dict[str, int] = {}  # tenant -> device blocks
         self.late: list[Candidate] = []
         self.late_blocks = 0
-        self.ahead: list[Candidate] = []  # who may leave because the reader would not notice
+        # Who may leave because the reader would not notice: (-due, id, who).
+        self.ahead: list[tuple[Nanos, RequestId, Candidate]] = []
         self.ahead_blocks = 0
 
     def spared(self, right: int, stint: int) -> tuple[list[Candidate], int]:
