@@ -113,7 +113,7 @@ void Engine::rotate_row(std::size_t layer, std::ptrdiff_t row) {
 KvPlace Engine::kv_place(std::size_t layer, const AttentionItem& item) const {
   const Shape& s = model_.shape();
   const std::size_t half = s.block_elements() * element_bytes(dtype_);
-  const auto column = static_cast<std::size_t>(item.head * s.head_dim);
+  const auto column = static_cast<std::size_t>(item.head) * static_cast<std::size_t>(s.head_dim);
   KvPlace place;
   place.pool = pool_ + layer * 2 * half + column * element_bytes(dtype_);
   place.block_bytes = block_bytes(s, dtype_);

@@ -28,7 +28,7 @@ std::string dimensions(std::ptrdiff_t rows, std::ptrdiff_t columns) {
 
 }  // namespace
 
-Model::Model(const Shape& shape, Dtype dtype) : shape_(shape), dtype_(dtype) {
+Model::Model(const Shape& shape, Dtype dtype) : shape_(shape) {
   check(shape);
   const auto hidden = static_cast<std::size_t>(round_up(shape.hidden, kDepthStep));
   const auto qkv = static_cast<std::size_t>(round_up(shape.qkv_columns(), kPanel));

@@ -68,7 +68,6 @@ class Model {
   std::vector<std::string> expected() const;
 
   Shape shape_;
-  Dtype dtype_;
   std::vector<Layer> layers_;
   Matrix embedding_;  // empty when tied
   Matrix head_;
