@@ -1,21 +1,21 @@
 """Throughput under forced rotation against no rotation, at equal batch, on a rate-limited link.
 
 Both runs decode requests of the same lengths. In the first, HBM holds a part of them, so that everybody
-rotates all the time; in the second it holds everybody, and its seats are the mean batch of the first,
-rounded up, so that the steps are of the same size or larger. Runs alternate, and the ratio is taken pair
-by pair. Physical limit: the link moves at most its rate each way; the copies steal cycles from the compute
-threads, since HBM and DRAM are the same memory here.
+rotates all the time; in the second it holds everybody, and its seats are the mean batch of the first:
+the rate between the two whole batches around it is interpolated. Runs alternate, and the ratio is taken
+round by round. Physical limit: the link moves at most its rate each way; the copies steal cycles from
+the compute threads, since HBM and DRAM are the same memory here.
 """
 
 from __future__ import annotations
 
 import argparse
-from math import ceil
 from random import Random
 from statistics import median
 
 from harness import Ran, Setting, report, run
 
+from superinfer_trt.core.model import Weights
 from superinfer_trt.core.request import Request, Sampling
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.model.open import open_model
@@ -24,6 +24,22 @@ from superinfer_trt.model.open import open_model
 def mean_batch(ran: Ran) -> float:
     """Rows of a step, on average; a prefill chunk counts as the one token it may yield."""
     return ran.output_tokens / ran.totals.batches
+
+
+def bounds(batch: float) -> tuple[int, int]:
+    """The whole batch sizes around `batch`."""
+    return int(batch), int(batch) + 1
+
+
+def unrotated(
+    weights: Weights, requests: list[Request], seats: int, options: argparse.Namespace, rotating: Ran
+) -> float:
+    """Tokens/s with HBM for all and `seats` at a time; whole rounds, so that none is half empty."""
+    each = -(-(options.prompt + options.tokens) // 16)
+    setting = Setting("fcfs", hbm_blocks=options.clients * each, seats=seats, depth=options.depth)
+    ran = run(weights, setting, requests[: len(requests) // seats * seats])
+    assert all(rotating.tokens[id] == tokens for id, tokens in ran.tokens.items())
+    return ran.tokens_per_s
 
 
 def main() -> None:
@@ -60,16 +76,16 @@ def main() -> None:
         link_bytes_per_s=options.link_bytes_per_s,
         depth=options.depth,
     )
-    pairs: list[tuple[Ran, Ran]] = []
+    ratios, unrotated_rates, rotated_rates = [], [], []
     for _ in range(options.pairs):
-        rotated = run(weights, tight, requests)
-        seats = ceil(mean_batch(rotated))
-        roomy = Setting("fcfs", hbm_blocks=everybody, seats=seats, depth=options.depth)
-        full = len(requests) // seats * seats  # whole rounds, so that no round is half empty
-        unrotated = run(weights, roomy, requests[:full])
-        assert all(rotated.tokens[id] == tokens for id, tokens in unrotated.tokens.items())
-        pairs.append((unrotated, rotated))
-    rotating = pairs[-1][1]
+        rotating = run(weights, tight, requests)
+        batch = mean_batch(rotating)
+        below, above = (unrotated(weights, requests, seats, options, rotating) for seats in bounds(batch))
+        share = batch - int(batch)
+        rate = below + (above - below) * share
+        unrotated_rates.append(rate)
+        rotated_rates.append(rotating.tokens_per_s)
+        ratios.append(rotating.tokens_per_s / rate)
     blocks = rotating.totals.link_out_blocks + rotating.totals.link_in_blocks
     block_bytes = weights.config.geometry(16, 2).block_bytes
     report(
@@ -78,13 +94,12 @@ def main() -> None:
             "clients": options.clients,
             "stint_tokens": options.stint,
             "link_bytes_per_s": options.link_bytes_per_s,
-            "unrotated_tokens_per_s": median(a.tokens_per_s for a, _ in pairs),
-            "rotated_tokens_per_s": median(b.tokens_per_s for _, b in pairs),
-            "ratio": median(b.tokens_per_s / a.tokens_per_s for a, b in pairs),
-            "ratios": [round(b.tokens_per_s / a.tokens_per_s, 3) for a, b in pairs],
+            "unrotated_tokens_per_s": median(unrotated_rates),
+            "rotated_tokens_per_s": median(rotated_rates),
+            "ratio": median(ratios),
+            "ratios": [round(ratio, 3) for ratio in ratios],
             "rotations": rotating.totals.rotations_out,
-            "mean_batch_unrotated": mean_batch(pairs[-1][0]),
-            "mean_batch_rotated": mean_batch(rotating),
+            "mean_batch": mean_batch(rotating),
             "link_gbytes": blocks * block_bytes / 1e9,
             "link_gbytes_per_s": blocks * block_bytes / 1e9 / rotating.wall_s,
         },

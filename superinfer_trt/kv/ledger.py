@@ -161,7 +161,7 @@ class KvLedger:
             chain.scheduled += 1
             chain.touched = turn
             if chain.scheduled > len(chain.device) * block_tokens:
-                chain.device.extend(self._device.take(1))
+                chain.device.append(self._device.take_one())
                 chain.facts.device_blocks = len(chain.device)
 
     def _evict(self, chain: Chain) -> None:
@@ -194,7 +194,7 @@ class KvLedger:
         blocks = range(run.first, run.first + run.count)
         for index in blocks:
             if index >= len(chain.host) or chain.host[index] == NO_SLOT:
-                chain.own_host(index, self._host.take(1)[0])
+                chain.own_host(index, self._host.take_one())
         chain.sent = run.first + run.count
         return self._copy(chain, CopyKind.SYNC, blocks, after=-1)  # full and collected: nobody writes it
 
@@ -254,7 +254,7 @@ class KvLedger:
             self._host.give((chain.drop_host(last),))
             self._update_backing(chain)
             chain.tell()
-        return self._host.take(1)[0]
+        return self._host.take_one()
 
     def _update_backing(
         self,

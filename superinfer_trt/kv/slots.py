@@ -32,6 +32,12 @@ class SlotPool:
         taken.reverse()
         return taken
 
+    def take_one(self) -> SlotId:
+        """One slot."""
+        if not self._free:
+            raise InvariantViolation("a slot is wanted, none is free: a plan was not checked")
+        return self._free.pop()
+
     def give(self, slots: Iterable[SlotId]) -> None:
         """Returns slots; that none is returned twice is audited by the ledger (L1)."""
         self._free.extend(reversed(list(slots)))

@@ -16,7 +16,8 @@ from superinfer_trt.kv.chain import Chain
 from superinfer_trt.kv.ledger import KvLedger
 
 SEARCH = settings(
-    max_examples=400,
+    max_examples=3_000,
+    derandomize=True,  # the same worlds every time: a canary is either caught or not
     stateful_step_count=60,
     deadline=None,
     database=None,
