@@ -26,6 +26,8 @@ from support.world import Box, BoxClock, HashingEngine, Result, all_done
 
 BLOCK = 16
 VOCABULARY = 200  # below that of the small random model
+RESERVING = {"lightllm", "trt-no-evict"}
+MOVING = ("fcfs", "rota-slack", "rotasched", "swapped-first", "waiting-first")
 GEOMETRY = Geometry(layers=2, kv_heads=2, head_dim=16, element_bytes=2, block_tokens=BLOCK)
 
 
@@ -101,8 +103,11 @@ def test_same_tokens_and_same_bytes(policy: str, depth: int, factor: float) -> N
     assert all_done(result)
     assert result.tokens == expected.tokens
     assert moved_hashes == hashes
-    if factor < 6:
-        assert result.rotations + result.evictions > 0, "the pressure was too low to show anything"
+    left = result.rotations + result.evictions
+    if policy in RESERVING:
+        assert left == 0, "it reserves to the last token, so nobody ever has to leave"
+    elif factor < 6:
+        assert left > 0, "the pressure was too low to show anything"
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -120,7 +125,7 @@ def test_a_crowd_rotates_often(depth: int) -> None:
 
 @pytest.mark.parametrize("kind", ["bf16", "fp32"])
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", MOVING)
 def test_a_real_decoder_says_the_same(policy: str, depth: int, kind: str) -> None:
     """The embedded engine: logits are a function of a row's own tokens alone, so greedy and sampled tokens
     and KV bytes are equal, not just close, however its rows were batched, chunked, moved or recomputed."""
