@@ -22,11 +22,10 @@ from superinfer_trt.transfer.native import DuplexLink
 from superinfer_trt.transfer.pools import allocate_pool
 from support.random_weights import RandomWeights
 from support.requests import random_requests
-from support.world import Box, BoxClock, HashingEngine, Result, all_done
+from support.world import RESERVING, Box, BoxClock, HashingEngine, Result, all_done
 
 BLOCK = 16
 VOCABULARY = 200  # below that of the small random model
-RESERVING = {"lightllm", "trt-no-evict"}
 MOVING = ("fcfs", "rota-slack", "rotasched", "swapped-first", "waiting-first")
 GEOMETRY = Geometry(layers=2, kv_heads=2, head_dim=16, element_bytes=2, block_tokens=BLOCK)
 

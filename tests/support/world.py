@@ -24,6 +24,9 @@ from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.executor import Executor, Parts
 
+RESERVING = frozenset({"lightllm", "trt-no-evict"})
+"""Policies that reserve HBM to a request's last token: under them nobody ever has to leave."""
+
 
 class BoxClock:
     """Each look costs a microsecond; a park jumps. Deterministic."""

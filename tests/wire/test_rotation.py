@@ -24,6 +24,7 @@ from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.server import Server, ServerOptions
 from superinfer_trt.serve.streams import StreamOutbox
 from support.wire import Said, run, say, until
+from support.world import RESERVING
 
 pytest.importorskip("superinfer_trt._duplexkv", reason="the native lanes are not built")
 
@@ -104,7 +105,8 @@ def test_rotation_cannot_be_seen_from_outside(policy: str, depth: int) -> None:
         async with serving(policy, 24, 40 * REQUESTS, depth) as wire:
             got = await answers(wire, asked)
             totals = wire.service.executor.totals
-            assert totals.rotations_out + totals.evictions > 0
+            left = totals.rotations_out + totals.evictions
+            assert (left == 0) == (policy in RESERVING), "who has to leave follows from the policy"
             told = (await wire.stub.GetStats(pb.GetStatsRequest())).stats
             assert told.rotations_out == totals.rotations_out
         for before, after in zip(expected, got, strict=True):
