@@ -23,9 +23,7 @@ from superinfer_trt.sim.profiles import Hardware, ModelShape, link_model, pool_b
 from superinfer_trt.sim.workload import Item, check_lengths
 from superinfer_trt.sim.world import Journal, World
 
-SYNCHRONOUS = frozenset(
-    {"fcfs", "fcfs-cap", "waiting-first", "swapped-first", "lightllm", "ltr", "sarathi", "neo"}
-)
+SYNCHRONOUS = frozenset({"fcfs", "fcfs-cap", "waiting-first", "swapped-first", "lightllm", "ltr", "sarathi"})
 """Policies of engines that schedule between two steps; the others plan while a step runs."""
 
 COPIES = {"waiting-first": "naive-blocking", "swapped-first": "naive-blocking", "ltr": "naive-blocking"}
