@@ -13,7 +13,7 @@ from typing import Protocol
 from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.slo import Slo
-from superinfer_trt.core.units import Nanos, RequestId, div_ceil
+from superinfer_trt.core.units import Nanos, RequestId
 
 
 class Candidate(Protocol):
@@ -211,8 +211,3 @@ def lanes_of(view: View, order: Order) -> Mapping[str, Lane]:
             parts = split.setdefault(candidate.tenant, ([], [], [], []))
             parts[first + (late is not None and late(candidate) <= view.now)].append(candidate)
     return {tenant: Lane(*parts) for tenant, parts in split.items()}
-
-
-def blocks_for(tokens: int, block_tokens: int) -> int:
-    """Blocks that hold `tokens` tokens."""
-    return div_ceil(tokens, block_tokens)

@@ -216,11 +216,12 @@ class Executor:
             parts.transfers.mark(plan.turn)
             return
         self.totals.batches += 1
-        self.totals.step_tokens += sum(len(row.tokens) for row in rows)
+        batch = Batch(plan.turn, tuple(rows))
+        self.totals.step_tokens += batch.tokens
         error = ""
         launched = parts.clock.now()
         try:
-            parts.engine.launch(Batch(plan.turn, tuple(rows)))
+            parts.engine.launch(batch)
         except EngineFailed as failure:
             error = str(failure)
         self._air = _Flight(plan.turn, rows, launched, error)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.model import ModelConfig
 from superinfer_trt.core.units import div_ceil
-from superinfer_trt.core.view import blocks_for
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ def test_bytes_of_a_block_of_16_tokens_in_bf16(
 def test_blocks_hold_the_tokens_and_not_one_block_less_would(tokens: int, block_tokens: int) -> None:
     blocks = Geometry(1, 1, 1, 1, block_tokens).blocks_for(tokens)
     assert (blocks - 1) * block_tokens < tokens <= blocks * block_tokens or tokens == blocks == 0
-    assert blocks_for(tokens, block_tokens) == blocks == div_ceil(tokens, block_tokens)
+    assert blocks == div_ceil(tokens, block_tokens)
 
 
 def test_a_model_knows_the_geometry_of_its_blocks() -> None:
