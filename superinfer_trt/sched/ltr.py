@@ -91,14 +91,17 @@ class Ltr:
             view.running, budget.rotary(), budget.waiting(), key=lambda c: (self.score(c), c.id)
         )
         pinned: list[Candidate] = []
+        closed = False  # admission: whom it refuses, nobody of a lower rank overtakes
         for candidate in ranked:
             if tokens <= 0 or seats <= 0:
                 break
             phase = candidate.phase
             if phase is Phase.DECODE and candidate.remaining_tokens <= 0:
                 continue
-            if phase is Phase.WAITING and not budget.admission_open(candidate):
-                continue
+            if phase is Phase.WAITING:
+                closed = closed or not budget.admission_open(candidate)
+                if closed:
+                    continue
             outside = phase in (Phase.WAITING, Phase.PREFILL)
             tokens -= candidate.target_tokens - candidate.computed_tokens if outside else 1
             seats -= 1
