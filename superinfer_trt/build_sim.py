@@ -18,6 +18,7 @@ from superinfer_trt.sim.clock import SimClock
 from superinfer_trt.sim.cost import HostCost, TimedPolicy
 from superinfer_trt.sim.engine import SimEngine
 from superinfer_trt.sim.link import SimLink
+from superinfer_trt.sim.peaks import Peaks, WatchedPolicy
 from superinfer_trt.sim.perfetto import RunTrace
 from superinfer_trt.sim.profiles import Hardware, ModelShape, link_model, pool_blocks, step_model
 from superinfer_trt.sim.workload import Item, check_lengths
@@ -68,6 +69,7 @@ class Built:
     limits: Limits
     block_bytes: int
     trace: RunTrace | None
+    peaks: Peaks
 
 
 def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: bool = False) -> Built:
@@ -95,9 +97,10 @@ def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: boo
     )
     inbox = BoundedInbox(clock, requests_max=1 << 62)
     journal = Journal()
+    peaks = Peaks()
     parts = Parts(
         clock=clock,
-        policy=TimedPolicy(policy, setup.host_cost, clock.advance),
+        policy=WatchedPolicy(TimedPolicy(policy, setup.host_cost, clock.advance), peaks),
         ledger=KvLedger(limits),
         transfers=link,
         engine=engine,
@@ -108,7 +111,7 @@ def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: boo
     executor = Executor(parts, depth=setup.turns_in_air)
     look = (lambda: trace.look(executor.live)) if trace else None
     world = World(executor, clock, link, inbox, journal, look)
-    return Built(world, clock, limits, geometry.block_bytes, trace)
+    return Built(world, clock, limits, geometry.block_bytes, trace, peaks)
 
 
 def _limits(setup: Setup, *, rotates: bool) -> Limits:
