@@ -1,5 +1,6 @@
 // The C face: argument checks, and exceptions turned into status values.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -21,6 +22,9 @@ namespace {
 
 using duplexkv::fail;
 using duplexkv::Status;
+
+// What version 0.1 had: a caller compiled with it is understood.
+constexpr std::size_t kConfigBytesMin = offsetof(dkv_config, cuda_device);
 
 template <typename Body>
 dkv_status guarded(Body body) noexcept {
@@ -125,6 +129,8 @@ const char* dkv_status_name(dkv_status status) {
       return "unsupported";
     case DKV_INTERNAL:
       return "internal";
+    case DKV_NO_DEVICE:
+      return "no device";
   }
   return "unknown";
 }
@@ -160,7 +166,7 @@ dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
     if (out == nullptr) return fail(Status::Invalid, "out: NULL");
     *out = nullptr;
     dkv_config known;
-    Status status = import_struct("config", config, sizeof(dkv_config), &known);
+    Status status = import_struct("config", config, kConfigBytesMin, &known);
     if (status != Status::Ok) return status;
     if (known.backend != DKV_BACKEND_HOST) {
       return fail(Status::Unsupported, "backend: %u is not in this build", known.backend);

@@ -20,6 +20,7 @@ enum class Status : std::int32_t {
   Forked = DKV_FORKED,
   Unsupported = DKV_UNSUPPORTED,
   Internal = DKV_INTERNAL,
+  NoDevice = DKV_NO_DEVICE,
 };
 
 // Keeps the message for last_error() of this thread (cut at 255 bytes) and returns `status`.

@@ -42,14 +42,28 @@ typedef enum dkv_status {
   DKV_CLOSED = 8,
   DKV_FORKED = 9,
   DKV_UNSUPPORTED = 10, /* this build has no such backend or does not know such a field */
-  DKV_INTERNAL = 11
+  DKV_INTERNAL = 11,
+  DKV_NO_DEVICE = 12 /* no CUDA driver, no such GPU, or one too old */
 } dkv_status;
 
 typedef enum dkv_direction { DKV_D2H = 0, DKV_H2D = 1 } dkv_direction;
 
 typedef enum dkv_backend {
-  DKV_BACKEND_HOST = 0 /* both tiers are memory of this process */
+  DKV_BACKEND_HOST = 0, /* both tiers are memory of this process */
+  DKV_BACKEND_CUDA = 1  /* the device tier is a GPU's, the host tier page-locked */
 } dkv_backend;
+
+/* What moves a slice on a GPU. The kernels are in builds that had nvcc. */
+typedef enum dkv_route {
+  DKV_ROUTE_AUTO = 0,
+  DKV_ROUTE_COPY_ENGINE = 1,
+  DKV_ROUTE_REGISTER = 2, /* a kernel, through registers; compute capability >= 8.0 */
+  DKV_ROUTE_TMA = 3       /* a kernel, bulk copies through shared memory; >= 9.0 */
+} dkv_route;
+
+/* Whether the copy engines are given many copies in one call. AUTO: where the driver has the call,
+ * the architecture is not known for faults of it, and a trial copied every byte. */
+typedef enum dkv_batch { DKV_BATCH_AUTO = 0, DKV_BATCH_ON = 1, DKV_BATCH_OFF = 2 } dkv_batch;
 
 /* How a group ended. For anything but DKV_DONE nothing may be assumed about the target. */
 typedef enum dkv_outcome { DKV_DONE = 0, DKV_FAILED = 1, DKV_CANCELLED = 2 } dkv_outcome;
@@ -72,6 +86,12 @@ typedef struct dkv_config {
   uint32_t slice_descriptors_max; /* default and upper limit 4096 */
   uint64_t queue_bytes_max;       /* of one lane; one larger submit may go alone; default 1 GiB */
   uint64_t slice_bytes_max;       /* default and upper limit 32 MiB */
+  /* DKV_BACKEND_CUDA only. */
+  int32_t cuda_device;          /* ordinal */
+  uint32_t cuda_route;          /* dkv_route; DKV_ROUTE_AUTO: as measured */
+  uint32_t cuda_sms_max;        /* multiprocessors the copy kernels may take; default 4 */
+  uint32_t cuda_batch;          /* dkv_batch */
+  const char* cuda_routes_file; /* keeps what was measured for the next start; NULL: nowhere */
 } dkv_config;
 
 /* `group_count` groups; group g copies source[i] -> target[i] for i in
