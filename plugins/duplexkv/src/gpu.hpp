@@ -21,8 +21,8 @@ enum class GpuStatus : std::uint8_t {
 
 // When a copy may read its source.
 enum class SourceOrder : std::uint8_t {
-  Stream,  // behind all earlier work of its stream
-  Any,     // at any time from the call on: only for memory nobody writes any more
+  InStream,  // behind all earlier work of its stream
+  Any,       // at any time from the call on: only for memory nobody writes any more
 };
 
 class Gpu {
