@@ -17,6 +17,7 @@ from superinfer_trt.sched.fcfs_async import FcfsAsync, FcfsAsyncParameters
 from superinfer_trt.sched.fcfs_cap import FcfsCap, FcfsCapParameters
 from superinfer_trt.sched.lightllm import LightLlm, LightLlmParameters
 from superinfer_trt.sched.ltr import Ltr, LtrParameters
+from superinfer_trt.sched.neo import Neo, NeoParameters
 from superinfer_trt.sched.rota_slack import RotaSlack, RotaSlackParameters
 from superinfer_trt.sched.rotasched import RotaSched, RotaSchedParameters
 from superinfer_trt.sched.sarathi import Sarathi, SarathiParameters
@@ -39,6 +40,7 @@ AnyPolicy: TypeAlias = (
     | TrtNoEvict
     | TrtMaxUtilization
     | Ltr
+    | Neo
 )
 
 
@@ -65,6 +67,7 @@ POLICIES: Mapping[str, Entry] = MappingProxyType(
         LightLlm.name: Entry(LightLlm, LightLlmParameters),
         TrtNoEvict.name: Entry(TrtNoEvict, TrtNoEvictParameters),
         TrtMaxUtilization.name: Entry(TrtMaxUtilization, TrtMaxUtilizationParameters),
+        Neo.name: Entry(Neo, NeoParameters),
     }
 )
 

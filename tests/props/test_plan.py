@@ -210,6 +210,12 @@ OTHER_PARAMETERS: dict[str, Callable[[random.Random], dict[str, object]]] = {
     "sarathi": lambda rng: {"chunk_tokens": rng.choice([1, 8, 512])},
     "fcfs-cap": lambda rng: {"prefill_tokens_min": rng.choice([1, 64])},
     "lightllm": lambda rng: {"history": rng.choice([(), (1, 2, 5, 9, 30)])},
+    "neo": lambda rng: {
+        "hbm_blocks": rng.choice([None, 1, 3, 8, 20]),
+        "host_tokens_per_ms": rng.choice([1, 800]),
+        "host_launch_ms": rng.choice([0, 3]),
+        "narrow_tokens": rng.choice([1, 128]),
+    },
 }
 
 

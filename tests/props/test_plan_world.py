@@ -347,6 +347,12 @@ def draw_parameters(policy_name: str, draw: random.Random) -> dict[str, object]:
         return {"transfer_blocks": draw.choice([1, 4, 2400])}
     if policy_name == "sarathi":
         return {"chunk_tokens": draw.choice([1, 8, 512])}
+    if policy_name == "neo":
+        return {
+            "hbm_blocks": draw.choice([None, 3, 6, 12, 30]),
+            "host_tokens_per_ms": draw.choice([1, 800]),
+            "host_launch_ms": draw.choice([0, 3]),
+        }
     if policy_name == "lightllm":
         return {"history": draw.choice([(), (1, 2, 5, 9, 30)])}
     if POLICIES[policy_name].policy.rotates:

@@ -7,7 +7,7 @@ from superinfer_trt.sched.registry import POLICIES, make_policy
 from superinfer_trt.sched.rotasched import RotaSchedParameters
 
 ROTATING = ("rotasched", "rota-slack", "artifact", "waiting-first", "swapped-first", "ltr")
-STAYING = ("fcfs", "fcfs-async", "fcfs-cap", "sarathi", "lightllm", "trt-no-evict", "trt-max-util")
+STAYING = ("fcfs", "fcfs-async", "fcfs-cap", "sarathi", "lightllm", "trt-no-evict", "trt-max-util", "neo")
 
 
 def test_names() -> None:
