@@ -89,7 +89,7 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
     "--seed": ("seed", int, "Of arrivals and everything drawn [42]."),
     "--policy": ("policy", str, "Scheduling policy [rotasched]."),
     "--depth": ("depth", click.IntRange(1, 2), "1: synchronous engine, 2: pipelined; else the policy's own."),
-    "--link": ("link", str, "duplex | merged-kernels | merged-segments | naive | naive-blocking."),
+    "--link": ("link", str, "duplex | merged-kernels | merged-segments | naive | naive-blocking | free."),
     "--unlimited-allowance": (
         "unlimited_allowance",
         bool,
@@ -109,7 +109,7 @@ def job_options(command: Command) -> Command:
     for flag, name, text in (
         ("--class", "classes", "NAME:SHARE:TTFT_S:TBT_MS, a share of requests with its own objectives."),
         ("--hardware-param", "hardware_params", "NAME=VALUE, a figure of the hardware."),
-        ("--policy-param", "policy_params", "NAME=VALUE, a parameter of the policy."),
+        ("--policy-param", "policy_params", "NAME=VALUE, a parameter of the policy (lightllm: history=trace)."),
     ):
         command = click.option(flag, name, multiple=True, metavar=text.split(",")[0], help=text)(command)
     for flag, (name, kind, text) in reversed(FLAGS.items()):
@@ -247,7 +247,10 @@ def prepare(job: Job) -> tuple[Any, Any, int]:
     )
     names = {one.name for one in fields(Setup)} - {"hardware", "model", "parameters", "host_cost"}
     chosen = {name: value for name, value in asdict(job).items() if name in names}
-    return Setup(hardware, model, parameters=job.policy_params, **chosen), items, rows - len(lengths)
+    parameters = dict(job.policy_params)
+    if parameters.get("history") == "trace":
+        parameters["history"] = [row.output_tokens for row in lengths]
+    return Setup(hardware, model, parameters=parameters, **chosen), items, rows - len(lengths)
 
 
 def slo_class(text: str) -> Any:

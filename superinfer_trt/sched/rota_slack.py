@@ -52,8 +52,9 @@ class RotaSlackParameters:
     `step_share`: part of the tightest TBT objective that a step may take, 0 < share < 1.
     `prefill_tokens_min`: prefill tokens that a step may carry even so. `ahead_min_s`, `guard_s`, `lost_s`:
     see the module; ahead_min_s > guard_s. `min_stint_tokens`: tokens a stay lasts at least. `late_share`:
-    of HBM. `length_weight_ms`: milliseconds of arrival that a prompt token counts. `patience`: part of
-    the TTFT objective, 0 <= patience < 1. `weights`: tenant -> weight > 0, 1 for those not named.
+    of HBM. `length_weight_ms`: milliseconds of arrival that a prompt token counts. `output_weight_ms`:
+    the same for each output token it may make; where that limit is the exact length, as in a simulation,
+    it is an oracle, and a bound for others. `patience`: part of the TTFT objective, 0 <= patience < 1. `weights`: tenant -> weight > 0, 1 for those not named.
     `transfer_blocks` (B_xfer): None takes what the links hide, at most 15 % of HBM. `eager_sync`: copy full
     blocks to DRAM ahead of need.
     """
@@ -66,6 +67,7 @@ class RotaSlackParameters:
     min_stint_tokens: int = 16
     late_share: float = 0.02
     length_weight_ms: float = 5.0
+    output_weight_ms: float = 0.0
     patience: float = 0.4
     weights: Mapping[str, float] = field(default_factory=dict)
     transfer_blocks: int | None = None
@@ -76,7 +78,7 @@ class RotaSlackParameters:
             fraction(name, getattr(self, name))
         if not fraction("step_share", self.step_share):
             raise ConfigError(f"step_share: {self.step_share!r} is not more than 0")
-        for name in ("ahead_min_s", "guard_s", "lost_s", "length_weight_ms"):
+        for name in ("ahead_min_s", "guard_s", "lost_s", "length_weight_ms", "output_weight_ms"):
             thousandths(name, getattr(self, name), 0.0)
         if self.ahead_min_s <= self.guard_s:
             raise ConfigError(f"ahead_min_s: {self.ahead_min_s!r} is not more than guard_s {self.guard_s!r}")
@@ -106,6 +108,7 @@ class RotaSlack:
         self._lost = _nanos(p.lost_s)
         self._late_share = fraction("late_share", p.late_share)
         self._token_weight = _nanos(p.length_weight_ms) // THOUSAND
+        self._output_weight = _nanos(p.output_weight_ms) // THOUSAND
         self._patience = fraction("patience", p.patience)
         self._weights = {tenant: thousandths("weights", weight) for tenant, weight in p.weights.items()}
         self.order = Order(
@@ -117,7 +120,8 @@ class RotaSlack:
         )
 
     def _turn_of(self, candidate: Candidate) -> Nanos:
-        return candidate.arrival + candidate.target_tokens * self._token_weight
+        output = candidate.remaining_tokens * self._output_weight
+        return candidate.arrival + candidate.target_tokens * self._token_weight + output
 
     def _stream_lost_from(self, candidate: Candidate) -> Nanos:
         return candidate.arrival if ttft_lost(candidate) else due(candidate) + self._lost

@@ -138,6 +138,16 @@ def test_short_prompts_go_first_but_age_counts() -> None:
         assert line(plan) == expected
 
 
+def test_output_it_may_make_counts_where_told_to() -> None:
+    # 20 ms an output token: 10 more count as 200 ms.
+    policy = make_policy("rota-slack", length_weight_ms=0, output_weight_ms=20, eager_sync=False)
+    long = replace(waiting(1, 8, since=0), remaining_tokens=20)
+    for since, expected in ((199, "admit=2 prefill=2:0+8"), (201, "admit=1 prefill=1:0+8")):
+        short = replace(waiting(2, 8, since=since), remaining_tokens=10)
+        plan = plan_of(policy, long, short, now=700, device=11, step_tokens=8, forecast=FREE)
+        assert line(plan) == expected
+
+
 def test_the_tenant_with_least_for_its_weight_goes_first() -> None:
     policy = make_policy("rota-slack", weights={"big": 2.0}, eager_sync=False)
     inside = (

@@ -51,6 +51,14 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100.0%" in shown
 
 
+def test_the_history_of_lightllm_may_be_the_trace(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    arguments = ("--trace", str(trace), "--policy", "lightllm", "--hbm-blocks", "60")
+    exact = figures(capsys, *arguments)
+    drawn = figures(capsys, *arguments, "--policy-param", "history=trace")
+    assert exact["completed"] == drawn["completed"] == exact["requests"]
+    assert exact["ttft_ms"] != drawn["ttft_ms"]
+
+
 def test_flags_win_over_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(
