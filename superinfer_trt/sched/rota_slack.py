@@ -52,11 +52,11 @@ class RotaSlackParameters:
     `step_share`: part of the tightest TBT objective that a step may take, 0 < share < 1.
     `prefill_tokens_min`: prefill tokens that a step may carry even so. `ahead_min_s`, `guard_s`, `lost_s`:
     see the module; ahead_min_s > guard_s. `min_stint_tokens`: tokens a stay lasts at least. `late_share`:
-    of HBM. `length_weight_ms`: milliseconds of arrival that a prompt token counts. `output_weight_ms`:
-    the same for each output token it may make; where that limit is the exact length, as in a simulation,
-    it is an oracle, and a bound for others. `patience`: part of the TTFT objective, 0 <= patience < 1. `weights`: tenant -> weight > 0, 1 for those not named.
-    `transfer_blocks` (B_xfer): None takes what the links hide, at most 15 % of HBM. `eager_sync`: copy full
-    blocks to DRAM ahead of need.
+    of HBM. `length_weight_ms`: milliseconds of arrival that a prompt token counts. `output_weight_ms`: the
+    same for each output token it may make; where that limit is the exact length, as in a simulation, this
+    is an oracle. `patience`: part of the TTFT objective, 0 <= patience < 1. `weights`: tenant -> weight
+    > 0, 1 for those not named. `transfer_blocks` (B_xfer): None takes what the links hide, at most 15 % of
+    HBM. `eager_sync`: copy full blocks to DRAM ahead of need.
     """
 
     step_share: float = 0.85

@@ -52,7 +52,7 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_history_of_lightllm_may_be_the_trace(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
-    arguments = ("--trace", str(trace), "--policy", "lightllm", "--hbm-blocks", "60")
+    arguments = ("--trace", str(trace), "--policy", "lightllm", "--hbm-blocks", "22")
     exact = figures(capsys, *arguments)
     drawn = figures(capsys, *arguments, "--policy-param", "history=trace")
     assert exact["completed"] == drawn["completed"] == exact["requests"]
