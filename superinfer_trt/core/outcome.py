@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import Nanos, RequestId
@@ -41,15 +42,18 @@ class Ending:
     last_token: Nanos
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
-    """One thing a client is told: token number `index` (0,1,2,... without gap: C4), an ending, or both."""
+    """One thing a client is told: token number `index` (0,1,2,... without gap: C4), an ending, or both.
 
-    id: RequestId
-    now: Nanos
-    index: int = -1
-    sampled: Sampled | None = None
-    ending: Ending | None = None
+    `Final` and not frozen for the reason that core.step gives: there is one a token.
+    """
+
+    id: Final[RequestId]
+    now: Final[Nanos]
+    index: Final[int] = -1
+    sampled: Final[Sampled | None] = None
+    ending: Final[Ending | None] = None
 
 
 @dataclass(slots=True)

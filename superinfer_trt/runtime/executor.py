@@ -69,6 +69,7 @@ class _Flight:
 
     turn: int
     rows: list[Row]
+    prefill_tokens: int
     launched: Nanos
     error: str = ""
 
@@ -215,16 +216,19 @@ class Executor:
         if not rows:
             parts.transfers.mark(plan.turn)
             return
-        self.totals.batches += 1
         batch = Batch(plan.turn, tuple(rows))
-        self.totals.step_tokens += batch.tokens
+        chunks = rows[: len(plan.prefill)]  # chunks come first; all others are single tokens
+        lengths = [len(row.tokens) for row in chunks]
+        self.totals.batches += 1
+        self.totals.step_tokens += len(rows) - len(chunks) + sum(lengths)
+        prefill_tokens = sum(n for n, row in zip(lengths, chunks, strict=True) if n > 1 or not row.start)
         error = ""
         launched = parts.clock.now()
         try:
             parts.engine.launch(batch)
         except EngineFailed as failure:
             error = str(failure)
-        self._air = _Flight(plan.turn, rows, launched, error)
+        self._air = _Flight(plan.turn, rows, prefill_tokens, launched, error)
 
     def _finish(self) -> bool:
         """Collect and commit."""
@@ -242,12 +246,13 @@ class Executor:
         parts.transfers.mark(flight.turn)
         now = parts.clock.now()
         self._step.add(now - flight.launched)
-        self._learn(flight.rows, now - flight.launched)
+        self._learn(flight, now - flight.launched)
         self.totals.step_ns += now - flight.launched
+        live, commit, waiting = self._roster.live, parts.ledger.commit, Phase.WAITING
         for row in flight.rows:
             # An evicted request's blocks are gone already; only its token counts.
-            if self._roster.live[row.id].phase is not Phase.WAITING:
-                parts.ledger.commit(row.id, row.start + len(row.tokens))
+            if live[row.id].phase is not waiting:
+                commit(row.id, row.start + len(row.tokens))
         if outcome is None:
             for row in flight.rows:
                 sequence = self._roster.live[row.id]
@@ -282,17 +287,11 @@ class Executor:
         forecast = self._fit.forecast
         return self._roster.view(self._turn, now, self._parts.ledger, out_blocks, in_blocks, forecast)
 
-    def _learn(self, rows: Iterable[Row], took: Nanos) -> None:
+    def _learn(self, flight: _Flight, took: Nanos) -> None:
         """Feeds the forecast. At depth 1 planning adds to the gap that a reader sees."""
-        count = prefill_tokens = context_tokens = 0
-        for row in rows:
-            count += 1
-            context_tokens += row.start
-            length = len(row.tokens)
-            if length > 1 or not row.start:
-                prefill_tokens += length
+        context_tokens = sum([row.start for row in flight.rows])
         planning = self._planning.value if self._depth == 1 else 0
-        self._fit.add(count, prefill_tokens, context_tokens, took + planning)
+        self._fit.add(len(flight.rows), flight.prefill_tokens, context_tokens, took + planning)
 
     def _allowance(self, direction: Direction) -> int:
         """Blocks that cross in one step behind compute, less those already on their way.
@@ -336,15 +335,15 @@ class Executor:
 
     def _told(self, events: Iterable[TokenEvent]) -> None:
         """Keeps events for `emit`; a request that has ended gives its slots back at once."""
-        for event in events:
-            if event.ending is not None:
-                self._parts.ledger.release(event.id)
-            self._events.append(event)
+        before = len(self._events)
+        self._events.extend(events)
+        for id in [event.id for event in self._events[before:] if event.ending is not None]:
+            self._parts.ledger.release(id)
 
     def _emit(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            self._parts.inbox.ended(sum(1 for event in events if event.ending is not None))
+            self._parts.inbox.ended(len([None for event in events if event.ending is not None]))
             self._parts.outbox.emit(events)
 
     def _notice_stall(self) -> None:

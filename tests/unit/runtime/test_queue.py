@@ -41,6 +41,6 @@ def test_a_long_backlog_is_swept() -> None:
     for one in members[:990]:
         queue.remove(one)
     assert [m.id for m in queue] == list(range(990, 1_000))
-    assert len(queue._entries) < 200
+    assert len(queue._members) < 200
     queue.add(member(5, 5))
     assert queue[0].id == 5
