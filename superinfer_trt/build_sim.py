@@ -5,26 +5,41 @@ Everything the executor meets is what serves, but for clock, link and engine. Kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from superinfer_trt.core.errors import ConfigError
-from superinfer_trt.core.view import Limits
+from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.ports import Policy
+from superinfer_trt.core.step import Batch
+from superinfer_trt.core.units import Nanos
+from superinfer_trt.core.view import Limits, View
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.sched.neo import Neo
 from superinfer_trt.sched.registry import make_policy
 from superinfer_trt.sim.clock import SimClock
-from superinfer_trt.sim.cost import HostCost, TimedPolicy
+from superinfer_trt.sim.cost import HostCost, StepModel, TimedPolicy
 from superinfer_trt.sim.engine import SimEngine
 from superinfer_trt.sim.link import SimLink
+from superinfer_trt.sim.offload import OffloadStep
 from superinfer_trt.sim.peaks import Peaks, WatchedPolicy
 from superinfer_trt.sim.perfetto import RunTrace
-from superinfer_trt.sim.profiles import Hardware, ModelShape, link_model, pool_blocks, step_model
+from superinfer_trt.sim.profiles import (
+    Hardware,
+    ModelShape,
+    cpu_attention,
+    link_model,
+    pool_blocks,
+    step_model,
+)
 from superinfer_trt.sim.workload import Item, check_lengths
 from superinfer_trt.sim.world import Journal, World
 
-SYNCHRONOUS = frozenset({"fcfs", "fcfs-cap", "waiting-first", "swapped-first", "lightllm", "ltr", "sarathi"})
+SYNCHRONOUS = frozenset(
+    {"fcfs", "fcfs-cap", "waiting-first", "swapped-first", "lightllm", "ltr", "sarathi", "neo"}
+)
 """Policies of engines that schedule between two steps; the others plan while a step runs."""
 
 COPIES = {"waiting-first": "naive-blocking", "swapped-first": "naive-blocking", "ltr": "naive-blocking"}
@@ -74,10 +89,9 @@ class Built:
 
 def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: bool = False) -> Built:
     """A world for `items` (`source` names them in refusals). Raises ConfigError."""
-    policy = make_policy(setup.policy, **setup.parameters)
-    limits = _limits(setup, rotates=policy.rotates)
+    limits, pools, policy, cost = _scheduling(setup)
     model = setup.model
-    check_lengths(items, model.context_tokens_max, limits.device_blocks * limits.block_tokens, source)
+    check_lengths(items, model.context_tokens_max, pools.device_blocks * limits.block_tokens, source)
     geometry = model.geometry(limits.block_tokens)
     clock = SimClock()
     trace = RunTrace(clock) if traced else None
@@ -91,7 +105,7 @@ def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: boo
     engine = SimEngine(
         clock,
         geometry,
-        step_model(setup.hardware, model),
+        cost,
         model.context_tokens_max,
         watch=trace.batch if trace else None,
     )
@@ -111,7 +125,56 @@ def build_world(setup: Setup, items: Sequence[Item], source: str, *, traced: boo
     executor = Executor(parts, depth=setup.turns_in_air)
     look = (lambda: trace.look(executor.live)) if trace else None
     world = World(executor, clock, link, inbox, journal, look)
-    return Built(world, clock, limits, geometry.block_bytes, trace, peaks)
+    return Built(world, clock, pools, geometry.block_bytes, trace, peaks)
+
+
+def _scheduling(setup: Setup) -> tuple[Limits, Limits, Policy, Callable[[Batch], Nanos]]:
+    """(limits of the executor, the same with HBM and DRAM apart, policy, step times). Raises ConfigError."""
+    cost = step_model(setup.hardware, setup.model)
+    if setup.policy == Neo.name:
+        return _offloading(setup, cost)
+    policy = make_policy(setup.policy, **setup.parameters)
+    limits = _limits(setup, rotates=policy.rotates)
+    return limits, limits, policy, cost
+
+
+def _offloading(setup: Setup, model: StepModel) -> tuple[Limits, Limits, Policy, Callable[[Batch], Nanos]]:
+    """Parts for decodes in DRAM: the device pool is HBM and DRAM, and both know who is where."""
+    if setup.model.dense_share < 1.0:
+        raise ConfigError(
+            f"policy {Neo.name}: model {setup.model.name} is a mixture of experts; expected a dense one "
+            "(the engine it comes from has no experts)"
+        )
+    pools = _limits(setup, rotates=True)
+    cpu = cpu_attention(setup.hardware, setup.model)
+    known = {
+        "hbm_blocks": pools.device_blocks,
+        "host_tokens_per_ms": cpu.bytes_per_s / model.kv_token_bytes / 1e3,
+        "host_row_us": cpu.row_s * 1e6,
+        "host_launch_ms": cpu.launch_s * 1e3,
+    }
+    policy = make_policy(Neo.name, **{**known, **setup.parameters})
+    assert isinstance(policy, Neo)
+    step = OffloadStep(model, cpu, link_model(setup.hardware, setup.link_kind))
+    limits = replace(pools, device_blocks=pools.device_blocks + pools.host_blocks, host_blocks=0)
+    return limits, pools, Telling(policy, step), step
+
+
+class Telling:
+    """`neo` as a policy, whose engine hears beside each plan what a plan cannot say."""
+
+    name = Neo.name
+    order = Neo.order
+
+    def __init__(self, policy: Neo, step: OffloadStep) -> None:
+        self._policy = policy
+        self._step = step
+
+    def __call__(self, view: View) -> Plan:
+        """The plan."""
+        composition = self._policy.compose(view)
+        self._step.tell(composition.plan.turn, composition.in_dram, composition.second)
+        return composition.plan
 
 
 def _limits(setup: Setup, *, rotates: bool) -> Limits:

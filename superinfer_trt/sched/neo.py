@@ -37,31 +37,16 @@ from superinfer_trt.core.view import Candidate, Order, View
 from superinfer_trt.sched.budget import Budget
 from superinfer_trt.sched.fcfs import arrival, first_come_first_served, may_overcommit
 from superinfer_trt.sched.lag import whole
-from superinfer_trt.sched.neo_times import (
-    CpuTimes,
-    Forecasted,
-    GpuTimes,
-    Profiled,
-    SubBatch,
-    rate,
-    spare_ms,
-)
+from superinfer_trt.sched.neo_times import CpuTimes, SubBatch, rate, spare_ms
 
 
 @dataclass(frozen=True, slots=True)
 class NeoParameters:
-    """`hbm_blocks`: how much of the pool is HBM; None: all of it. The rest matters only beside it.
-
-    `linear_ms`: the profile of the GPU, (tokens, ms) of a step but for attention, with `gpu_row_us` a
-    request, `gpu_decode_tokens_per_ms` and `gpu_chunk_pairs_per_ms` of attention; empty: the view's
-    forecast instead. `host_*`: attention on the CPU (`neo_times.CpuTimes`). `narrow_tokens`: a step of
-    fewer tokens takes the GPU as long, so prefills may widen it to that. Raises ConfigError."""
+    """`hbm_blocks`: how much of the pool is HBM; None: all of it. The rest matters only beside it:
+    `host_*` is attention on the CPU (`neo_times.CpuTimes`); a step of fewer than `narrow_tokens` tokens
+    takes the GPU as long, so prefills may widen it to that. Raises ConfigError."""
 
     hbm_blocks: int | None = None
-    linear_ms: Sequence[Sequence[float]] = ()
-    gpu_row_us: float = 0.0
-    gpu_decode_tokens_per_ms: float = 15_000.0
-    gpu_chunk_pairs_per_ms: float = 300_000.0
     host_tokens_per_ms: float = 800.0
     host_row_us: float = 10.0
     host_launch_ms: float = 3.0
@@ -72,19 +57,10 @@ class NeoParameters:
             whole("hbm_blocks", self.hbm_blocks, 1)
         whole("narrow_tokens", self.narrow_tokens, 1)
         self.cpu_times()
-        self.profile()
 
     def cpu_times(self) -> CpuTimes:
         """Of attention on the CPU."""
         return CpuTimes(self.host_tokens_per_ms, self.host_row_us, self.host_launch_ms)
-
-    def profile(self) -> Profiled | None:
-        """The GPU's profile, if one was given."""
-        if isinstance(self.linear_ms, (list, tuple)) and not self.linear_ms:
-            return None
-        return Profiled(
-            self.linear_ms, self.gpu_row_us, self.gpu_decode_tokens_per_ms, self.gpu_chunk_pairs_per_ms
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +114,6 @@ class Neo:
 
     def __init__(self, parameters: NeoParameters | None = None) -> None:
         self.parameters = parameters or NeoParameters()
-        self._profile = self.parameters.profile()
         self._cpu = self.parameters.cpu_times()
 
     def __call__(self, view: View) -> Plan:
@@ -149,8 +124,7 @@ class Neo:
         hbm_blocks = self.parameters.hbm_blocks
         if hbm_blocks is None or hbm_blocks >= view.limits.device_blocks:
             return Composition(first_come_first_served(Budget(view)))
-        gpu = self._profile if self._profile is not None else Forecasted(view.forecast)
-        return _Turn(view, hbm_blocks, gpu, self._cpu, self.parameters.narrow_tokens).compose()
+        return _Turn(view, hbm_blocks, self._cpu, self.parameters.narrow_tokens).compose()
 
 
 class _Prefill(NamedTuple):
@@ -165,11 +139,10 @@ class _Prefill(NamedTuple):
 class _Turn:
     """One composition in the making: `compose`, once."""
 
-    def __init__(self, view: View, hbm_blocks: int, gpu: GpuTimes, cpu: CpuTimes, narrow_tokens: int) -> None:
+    def __init__(self, view: View, hbm_blocks: int, cpu: CpuTimes, narrow_tokens: int) -> None:
         self._view = view
         self._hbm_blocks = hbm_blocks
         self._dram_blocks = view.limits.device_blocks - hbm_blocks
-        self._gpu = gpu
         self._cpu = cpu
         self._narrow_tokens = narrow_tokens
         self._tokens = view.limits.step_tokens
@@ -186,7 +159,7 @@ class _Turn:
         """The turn."""
         decodes = self._hbm_decodes()
         prefills = self._prefills()
-        alone, first, second = (SubBatch(self._gpu, self._cpu) for _ in range(3))
+        alone, first, second = (SubBatch(self._view.forecast, self._cpu) for _ in range(3))
         for batch in (alone, first):
             for prefill in prefills:
                 batch.chunk(prefill.start, prefill.length)

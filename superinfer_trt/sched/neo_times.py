@@ -5,18 +5,14 @@ the linear part of one, the CPU attends for the other:
 
     spare_j = L_other + A_j - (C_j + launch)        must not be negative: then C_j costs nothing
 
-The GPU's times come from a profile in the parameters (NEO measures one before it serves) or else from the
-forecast of the view, which is a line through steps of both kinds. Milliseconds. Knows no request, place or
-queue. Profiles are immutable; a `SubBatch` is one planning pass's own.
+The GPU's times come from the forecast of the view, a line through the newest steps of both kinds, where NEO
+measures a profile before it serves. Milliseconds. Knows no request, place or queue. `CpuTimes` is immutable;
+a `SubBatch` is one planning pass's own.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
 
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.forecast import StepForecast
@@ -24,94 +20,10 @@ from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.sched.lag import thousandths
 
 
-class GpuTimes(Protocol):
-    """Of one sub-batch, in milliseconds."""
-
-    def linear_ms(self, rows: int, tokens: int) -> float:
-        """All but attention: `rows` requests with `tokens` tokens in all."""
-        ...
-
-    def chunk_ms(self, start: int, length: int) -> float:
-        """Attention of a prefill chunk."""
-        ...
-
-    def decode_ms(self, context_tokens: int) -> float:
-        """Attention of decodes that read so much context."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Forecasted:
-    """GpuTimes out of a view's forecast, whose prefill tokens carry their attention."""
-
-    forecast: StepForecast
-
-    def linear_ms(self, rows: int, tokens: int) -> float:
-        """Decodes are rows without prefill tokens; a chunk's first token is its row's."""
-        return self.forecast.step_ns(rows, tokens - rows, 0) / MILLISECOND if rows else 0.0
-
-    def chunk_ms(self, start: int, length: int) -> float:  # noqa: ARG002
-        """Only what was cached before."""
-        return self.forecast.context_ns * start / MILLISECOND
-
-    def decode_ms(self, context_tokens: int) -> float:
-        """A line through 0."""
-        return self.forecast.context_ns * context_tokens / MILLISECOND
-
-
-def _tokens(point: Sequence[float]) -> float:
-    return point[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Profiled:
-    """GpuTimes out of a profile. `linear`: (tokens, ms), ascending in tokens, interpolated between and
-    continued at the last slope beyond. Raises ConfigError for a profile that is none."""
-
-    linear: Sequence[Sequence[float]]
-    row_us: float
-    decode_tokens_per_ms: float
-    chunk_pairs_per_ms: float
-
-    def __post_init__(self) -> None:
-        points = self.linear
-        pairs = isinstance(points, (list, tuple)) and all(
-            isinstance(p, (list, tuple)) and len(p) == 2 for p in points
-        )
-        if not pairs or len(points) < 2:
-            raise ConfigError(f"linear_ms: {points!r} is no list of at least two (tokens, ms)")
-        for tokens, took in points:
-            thousandths("linear_ms", tokens, 0.0)
-            thousandths("linear_ms", took, 0.0)
-        if any(low[0] >= high[0] for low, high in pairwise(points)):
-            raise ConfigError("linear_ms: tokens do not ascend")
-        for name in ("decode_tokens_per_ms", "chunk_pairs_per_ms"):
-            if thousandths(f"gpu_{name}", getattr(self, name), 0.0) == 0:
-                raise ConfigError(f"gpu_{name}: {getattr(self, name)!r} is not more than 0")
-
-    def linear_ms(self, rows: int, tokens: int) -> float:
-        """0 without rows."""
-        if not rows:
-            return 0.0
-        points = self.linear
-        at = min(max(1, bisect_left(points, float(tokens), key=_tokens)), len(points) - 1)
-        (x0, y0), (x1, y1) = points[at - 1], points[at]
-        return max(0.0, y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)) + self.row_us * rows / 1000
-
-    def chunk_ms(self, start: int, length: int) -> float:
-        """Of `length` tokens on top of `start`: pairs, and the cached context as decodes read it."""
-        pairs = length * (start + length / 2)
-        return pairs / self.chunk_pairs_per_ms + start / self.decode_tokens_per_ms
-
-    def decode_ms(self, context_tokens: int) -> float:
-        """A line through 0."""
-        return context_tokens / self.decode_tokens_per_ms
-
-
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Attention on the CPU: `tokens_per_ms` of context, `row_us` a request, and `launch_ms` a step and
-    sub-batch for going there and back in every layer. Raises ConfigError."""
+    """Attention on the CPU: `tokens_per_ms` of context, `row_us` a request, and `launch_ms` a sub-batch
+    for going there and back in every layer. Raises ConfigError."""
 
     tokens_per_ms: float
     row_us: float
@@ -128,31 +40,32 @@ class SubBatch:
     """One of the two, in the making."""
 
     __slots__ = (
-        "_chunks_ms",
         "_context_tokens",
         "_cpu",
         "_cpu_rows",
         "_cpu_tokens",
         "_gpu",
+        "_prefill_tokens",
         "rows",
         "tokens",
     )
 
-    def __init__(self, gpu: GpuTimes, cpu: CpuTimes) -> None:
+    def __init__(self, gpu: StepForecast, cpu: CpuTimes) -> None:
         self._gpu = gpu
         self._cpu = cpu
         self.rows = 0  # requests: what NEO's rate counts
         self.tokens = 0
-        self._chunks_ms = 0.0
-        self._context_tokens = 0
+        self._prefill_tokens = 0
+        self._context_tokens = 0  # read by the GPU
         self._cpu_rows = 0
-        self._cpu_tokens = 0
+        self._cpu_tokens = 0  # read by the CPU
 
     def chunk(self, start: int, length: int, sign: int = 1) -> None:
         """Adds a prefill chunk, or takes one back (`sign` -1)."""
         self.rows += sign
         self.tokens += sign * length
-        self._chunks_ms += sign * self._gpu.chunk_ms(start, length)
+        self._prefill_tokens += sign * length
+        self._context_tokens += sign * start
 
     def gpu_decode(self, context_tokens: int) -> None:
         """Adds a decode whose KV is in HBM."""
@@ -169,13 +82,13 @@ class SubBatch:
 
     @property
     def linear_ms(self) -> float:
-        """L_j."""
-        return self._gpu.linear_ms(self.rows, self.tokens)
+        """L_j, base and attention among a chunk's own tokens included; 0 without rows."""
+        return self._gpu.step_ns(self.rows, self._prefill_tokens, 0) / MILLISECOND if self.rows else 0.0
 
     @property
     def attention_ms(self) -> float:
-        """A_j."""
-        return self._chunks_ms + self._gpu.decode_ms(self._context_tokens)
+        """A_j: reading what was cached."""
+        return self._gpu.context_ns * self._context_tokens / MILLISECOND
 
     @property
     def gpu_ms(self) -> float:

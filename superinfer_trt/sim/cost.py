@@ -88,16 +88,24 @@ class StepModel:
 
     def seconds(self, work: StepWork) -> float:
         """Of one step; 0 for no work."""
-        tokens = work.tokens
+        if work.tokens == 0:
+            return 0.0
+        return self.linear_seconds(work.rows, work.tokens) + self.attention_seconds(work)
+
+    def linear_seconds(self, rows: int, tokens: int) -> float:
+        """All of a step but attention; 0 for no tokens."""
         if tokens == 0:
             return 0.0
         compute_s = 2.0 * self.active_parameters * tokens / self.flops_per_s
         weights_s = self.weight_bytes * self._weights_read(tokens) / self.hbm_bytes_per_s
         linear_s = math.sqrt(math.sqrt(compute_s**4 + weights_s**4))
+        return self.base_s + self.row_s * rows + linear_s
+
+    def attention_seconds(self, work: StepWork) -> float:
+        """Of decodes and chunks."""
         context_tokens = work.decode_context_tokens + work.chunk_context_tokens
         attention_s = context_tokens * self.kv_token_bytes / self.hbm_bytes_per_s
-        attention_s += self.attention_pair_flops * work.chunk_pair_tokens / self.attention_flops_per_s
-        return self.base_s + self.row_s * work.rows + linear_s + attention_s
+        return attention_s + self.attention_pair_flops * work.chunk_pair_tokens / self.attention_flops_per_s
 
     def _weights_read(self, tokens: int) -> float:
         if self.dense_share == 1.0:

@@ -15,6 +15,7 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.sim.cost import StepModel
 from superinfer_trt.sim.link import LinkModel
+from superinfer_trt.sim.offload import CpuAttention
 
 GIB = float(1 << 30)
 
@@ -44,6 +45,11 @@ class Hardware:
     h2d_copy_s: float = 5.82e-6
     d2h_copy_bytes_per_s: float = 89.2 * GIB
     h2d_copy_bytes_per_s: float = 166.7 * GIB
+    # Attention on the CPU (neo): a kernel that reaches 200 to 250 of Grace's 384 GB/s is taken as good; what
+    # a request costs, and what a layer costs to go there and back, are guesses. Not measured.
+    cpu_attention_efficiency: float = 0.6  # of dram_bytes_per_s
+    cpu_attention_row_s: float = 10e-6
+    cpu_attention_layer_s: float = 50e-6
 
     def __post_init__(self) -> None:
         """Raises ConfigError for amounts that are none."""
@@ -162,6 +168,15 @@ def step_model(hardware: Hardware, model: ModelShape) -> StepModel:
         row_s=hardware.row_s,
         dense_share=model.dense_share,
         expert_share=model.expert_share,
+    )
+
+
+def cpu_attention(hardware: Hardware, model: ModelShape) -> CpuAttention:
+    """What decodes with their KV in DRAM take of the CPU. Raises ConfigError."""
+    return CpuAttention(
+        bytes_per_s=hardware.dram_bytes_per_s * hardware.cpu_attention_efficiency,
+        row_s=hardware.cpu_attention_row_s,
+        launch_s=model.layers * hardware.cpu_attention_layer_s,
     )
 
 
