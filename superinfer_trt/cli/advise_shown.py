@@ -13,6 +13,7 @@ import yaml
 
 from superinfer_trt.cli.advise import TARGETS, Advice
 from superinfer_trt.cli.advise_runs import Row, Setting
+from superinfer_trt.cli.simulation import Job
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.sim.advice import Found
 
@@ -232,7 +233,7 @@ def _words(advice: Advice) -> Iterator[str]:
         yield f"At {row.rps:g} RPS {policy} keeps {row.joint_mean:.2%} (worst seed {row.joint_lowest:.2%})."
     yield from _tuning_words(advice)
     if advice.pools:
-        yield from _pool_words(advice.pools)
+        yield from _pool_words(advice.pools, advice.job)
     for note in advice.notes:
         yield f"Note: {note}."
     for left_out in advice.left_out:
@@ -260,18 +261,21 @@ def _tuning_words(advice: Advice) -> Iterator[str]:
         yield f"Parameters: as they are. {at}; none was judged better."
 
 
-def _pool_words(pools: dict[str, Any]) -> Iterator[str]:
+def _pool_words(pools: dict[str, Any], job: Job) -> Iterator[str]:
     def size(blocks: int) -> str:
         return f"{blocks:,} blocks ({blocks * pools['block_bytes'] / GIB:.1f} GiB)"
 
-    yield f"HBM pool: {size(pools['hbm_blocks'])}, what the hardware leaves."
-    if pools["dram_blocks_ample"]:
-        ample = f"{size(pools['dram_blocks_ample'])}, all that the hardware has"
-        smaller = f"{size(pools['dram_blocks'])}, which lose nothing at {pools['rps']:g} RPS against {ample}"
+    left = "what the hardware leaves" if job.hbm_blocks is None else "as given"
+    yield f"HBM pool: {size(pools['hbm_blocks'])}, {left}."
+    ample = pools["dram_blocks_ample"]
+    if ample:
+        whole = f"{size(ample)}, {'all that the hardware has' if job.dram_blocks is None else 'as given'}"
+        smaller = f"{size(pools['dram_blocks'])}, which lose nothing at {pools['rps']:g} RPS against {whole}"
+        yield f"DRAM pool: {smaller if pools['dram_blocks'] < ample else whole}."
         yield (
-            f"DRAM pool: {smaller if pools['dram_blocks'] < pools['dram_blocks_ample'] else ample}. "
-            f"Rotated requests held {size(pools['dram_blocks_peak'])} at most; admission, which promises "
-            f"everybody room to the last token, asked for {size(pools['dram_blocks_promised'])}."
+            f"Rotated requests held {size(pools['dram_blocks_peak'])} of it at most. Admission promises "
+            f"everybody room for all tokens asked for, and wanted {size(pools['dram_blocks_promised'])}: "
+            "clients that ask for more tokens than they use need more than this."
         )
     yield (
         f"A batch had {pools['seats_peak']} rows and {pools['step_tokens_peak']:,} tokens at most: "

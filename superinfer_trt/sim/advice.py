@@ -70,7 +70,8 @@ def tolerance(rps: float) -> float:
 class Curve:
     """Attainment over the rate, as far as it was measured, and which rate to measure next.
 
-    A bracket grows by doubling (or halving) from `start` within lowest .. highest, then is bisected.
+    A bracket grows by doubling (or halving) from `start` within lowest .. highest, less where the curve shows
+    its end, then is bisected.
     """
 
     def __init__(self, start: float, lowest: float, highest: float) -> None:
@@ -108,11 +109,21 @@ class Curve:
             assert high is not None
             return None if high <= self._lowest else rounded(max(high / 2, self._lowest))
         if high is None:
-            return None if low >= self._highest else rounded(min(low * 2, self._highest))
+            return None if low >= self._highest else rounded(min(self._beyond(target), self._highest))
         if high - low <= tolerance(low):
             return None
         middle = rounded((low + high) / 2)
         return middle if low < middle < high else None
+
+    def _beyond(self, target: float) -> float:
+        """Above the highest measured rate: twice that, or less where the curve falls already. The fall grows
+        with load, so a straight line through the last two points meets the target too late."""
+        *before, (rps, share) = self.smoothed()
+        if not before or before[-1][1] <= share:
+            return 2 * rps
+        lower_rps, more = before[-1]
+        meets = rps + (share - target) * (rps - lower_rps) / (more - share)
+        return min(2 * rps, max(meets, rps + 2 * tolerance(rps)))
 
     def found(self, target: float) -> Found:
         """What is known of `target` now."""

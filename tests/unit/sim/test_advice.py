@@ -74,6 +74,17 @@ def test_doubling_then_bisection() -> None:
     assert (found.rps, found.fails_rps, found.exact) == (15.0, 15.2, True)
 
 
+def test_a_curve_that_falls_already_is_not_doubled() -> None:
+    """Overload is what costs time to simulate."""
+    curve = Curve(8.0, 0.25, 1000.0)
+    curve.add(8.0, 1.0, 900)
+    assert curve.wanted(0.95) == 16.0
+    curve.add(16.0, 0.96, 1900)
+    assert curve.wanted(0.95) == 18.0
+    assert curve.wanted(0.5) == 32.0
+    assert curve.wanted(0.9599) == 16.6  # never less than two tolerances
+
+
 def test_a_second_target_uses_what_is_known() -> None:
     high, low, both = (
         search(falling(14.5), Curve(4.0, 0.25, 1000.0), *targets)
