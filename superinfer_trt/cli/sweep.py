@@ -1,7 +1,8 @@
 """`superinfer-trt sweep`: many simulations in parallel processes, resumable.
 
 Each finished run is one line of the result file, with its job in it; a run whose job stands there is not
-run again. A line is written whole or not at all: a torn last line is dropped when the sweep goes on.
+run again. A line is written whole or not at all: a torn last line is dropped when the sweep goes on. Parquet
+cannot be added to: its lines are gathered in a file beside it (`runs.parquet.jsonl`) and written at the end.
 """
 
 from __future__ import annotations
@@ -28,21 +29,30 @@ from superinfer_trt.core.errors import ConfigError
 @click.option("--policies", required=True, metavar="NAME,NAME", help="NAME[:PARAMETER=VALUE]... each.")
 @click.option("--rates", required=True, metavar="RPS,RPS", help="Requests a second.")
 @click.option("--seeds", default="42", show_default=True, metavar="SEED,SEED", help="Of arrivals and draws.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSONL.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Where the runs go: .jsonl, or .parquet with flat columns.",
+)
 @click.option("--processes", type=click.IntRange(1, 1024), default=1, show_default=True)
 def sweep(*, policies: str, rates: str, seeds: str, output: Path, processes: int, **values: Any) -> int:
-    """Run policies x rates x seeds and write one JSON line a run.
+    """Run policies x rates x seeds and write one line (or row) a run.
 
-    Runs that stand in the output already are kept. Exit 1 when a run failed.
+    Runs that stand in the output already are kept, so a sweep that was stopped goes on. Exit 1 when a run
+    failed.
     """
+    lines = lines_of(output)
     jobs = list(_jobs(make_job(values), policies, rates, seeds))
     for job in jobs:
         build_job(job)  # nothing is run, and nothing written, unless all can be
-    done = finished_jobs(output)
+    if lines != output and output.exists() and not lines.exists():
+        _unpack(output, lines)
+    done = finished_jobs(lines)
     todo = [job for job in jobs if job_key(job) not in done]
     click.echo(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in {output}", err=True)
     failures = 0
-    with _opened(output) as file, _progress(len(todo)) as advance:
+    with _opened(lines) as file, _progress(len(todo)) as advance:
         for job, figures, error in run_all(todo, processes):
             advance()
             if error:
@@ -51,7 +61,50 @@ def sweep(*, policies: str, rates: str, seeds: str, output: Path, processes: int
                 continue
             file.write(json.dumps({"job": asdict(job), "figures": figures}) + "\n")
             file.flush()
+    if lines != output:
+        _pack(lines, output)
     return 1 if failures else 0
+
+
+def lines_of(output: Path) -> Path:
+    """The file that lines are added to, by the suffix of `output`. Raises ConfigError."""
+    suffix = output.suffix.lower()
+    if suffix == ".jsonl":
+        return output
+    if suffix == ".parquet":
+        from superinfer_trt.sim.parquet import require_pyarrow
+
+        require_pyarrow()  # now, not after hours of runs
+        return output.with_name(output.name + ".jsonl")
+    raise ConfigError(
+        f"--output: {output.name}: {suffix!r} is no suffix of runs; expected .jsonl or .parquet"
+    )
+
+
+def _unpack(output: Path, lines: Path) -> None:
+    """The rows of a Parquet file as lines again, whole or not at all. Raises ConfigError."""
+    from superinfer_trt.sim.parquet import read_parquet
+
+    rows = read_parquet(output)
+    for number, row in enumerate(rows, 1):
+        _key_of(output, number, row.encode())
+    part = lines.with_name(lines.name + ".part")
+    try:
+        part.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        part.replace(lines)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"--output: cannot write {lines} ({error.strerror})") from None
+
+
+def _pack(lines: Path, output: Path) -> None:
+    """Lines become Parquet and go; where no run has ended there is nothing to write. Raises ConfigError."""
+    from superinfer_trt.sim.parquet import write_parquet
+
+    rows = lines.read_text(encoding="utf-8").splitlines()
+    if rows:
+        write_parquet(output, rows)
+    lines.unlink()
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any], str]]:

@@ -44,7 +44,7 @@ LAYERS = {
     "transfer": layer("numpy", f"{NAME}._duplexkv"),
     "engine": layer("numpy", "torch", f"{NAME}._cpu_engine"),
     "model": layer("numpy", "safetensors", "tokenizers", "jinja2", "huggingface_hub"),
-    "sim": layer("numpy", "matplotlib", "pyarrow", own="core runtime"),
+    "sim": layer("numpy", "jinja2", "matplotlib", "pyarrow", own="core runtime"),
     "serve": layer("grpc", "grpc_health", "grpc_reflection", "google"),
     "trtllm": layer("tensorrt_llm", "torch", "numpy"),
     "triton": layer("triton_python_backend_utils", "numpy"),

@@ -207,8 +207,8 @@ def test_a_sweep_that_cannot_run_writes_nothing(
 def test_a_file_that_is_no_sweep_is_left_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: Path
 ) -> None:
-    output = tmp_path / "notes.txt"
+    output = tmp_path / "notes.jsonl"
     output.write_text("dear diary\n")
     assert sweep(trace, output) == 2
-    assert "notes.txt:1" in capsys.readouterr().err
+    assert "notes.jsonl:1" in capsys.readouterr().err
     assert output.read_text() == "dear diary\n"

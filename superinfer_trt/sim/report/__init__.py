@@ -1,0 +1,1 @@
+"""Reports of sweeps: result files in, tables, plots, one HTML page and one Markdown page out."""
