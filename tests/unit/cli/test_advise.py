@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,109 @@ def test_a_run_that_fails_is_named() -> None:
     broken = Setting("fcfs-async", {"colour": 1}).job(JOB, 5.0, 1)
     with pytest.raises(SuperInferError, match=r"fcfs-async at 5.0 RPS, seed 1: ConfigError: .*colour"):
         runner.run([broken], 1.0)
+
+
+# --- the judgement, on made-up figures -----------------------------------------------------------
+
+
+class MadeUp:
+    """Stands where runs are made: attainment falls beyond a knee, which depends on the job."""
+
+    def __init__(self, lucky_seeds: set[int], enough_dram_blocks: int = 900, longest: float = 0.9) -> None:
+        self.lucky_seeds = lucky_seeds
+        self.enough = enough_dram_blocks
+        self.longest = longest
+        self.jobs: list[Job] = []
+
+    def __call__(self, todo: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[str, Any], str]]:
+        del processes
+        for job in todo:
+            self.jobs.append(job)
+            yield job, self.figures(job), ""
+
+    def figures(self, job: Job) -> dict[str, Any]:
+        assert job.rps is not None
+        changed = job.policy_params.get("patience") == 0.7 and job.seed in self.lucky_seeds
+        knee = {"fcfs-async": 10.0}.get(job.policy, 14.5 if changed else 13.0)
+        share = max(0.0, min(1.0, 1 - 0.02 * (job.rps - knee) - job.seed % 3 / 1000))
+        dram = 5000 if job.dram_blocks is None else job.dram_blocks
+        share -= 0.1 if dram < self.enough and job.policy == "rota-slack" else 0.0
+        return {
+            "requests": 1000,
+            "joint_mean": share,
+            "ttft_attainment": share,
+            "tbt_attainment": 1.0,
+            "ttft_ms": {"p99": 2000.0},
+            "tbt_ms": {},
+            "longest_gap_s": 1.0,
+            "ttft_attainment_longest_prompts": self.longest if changed else 0.9,
+            "process_s": 1.0,
+            "hbm_blocks": 12_000,
+            "dram_blocks": dram,
+            "seats_peak": 200,
+            "step_tokens_peak": 900,
+            "dram_blocks_peak": 700,
+            "dram_blocks_promised": 4000,
+        }
+
+
+def advice_on(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str
+) -> dict[str, Any]:
+    monkeypatch.setattr("superinfer_trt.cli.advise_runs.run_all", made_up)
+    seeds = ["--seeds", "1,2,3", "--held-out", "4,5,6", "--processes", "1"]
+    assert run(["advise", *seeds, *more, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_change_that_wins_everywhere_is_advised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up = MadeUp({1, 2, 3, 4, 5, 6})
+    found = advice_on(made_up, monkeypatch, capsys)
+    assert found["parameters"] == found["config"]["scheduling"]["parameters"] == {"patience": 0.7}
+    assert [one["rps"] for one in found["targets"]] == [
+        pytest.approx(14.9, abs=0.3),
+        pytest.approx(17, abs=0.4),
+    ]
+    assert found["targets"][0]["beside"]["rps"] == pytest.approx(10.4, abs=0.3)
+    assert found["curves"].keys() == {"rota-slack", "rota-slack patience=0.7", "fcfs-async"}
+    pools = found["pools"]
+    assert 900 <= pools["dram_blocks"] <= 900 * 4 / 3 + 64
+    assert (pools["seats"], pools["step_tokens"]) == (256, 1024)
+    served = [job for job in made_up.jobs if job.seats == 256]
+    assert {(job.dram_blocks, job.step_tokens, job.seed) for job in served} == {
+        (pools["dram_blocks"], 1024, seed) for seed in (4, 5, 6)
+    }
+
+
+@pytest.mark.parametrize(
+    ("made_up", "judged"),
+    [
+        (MadeUp({1, 2, 3}), True),
+        (MadeUp({1, 2, 3, 4, 5}), True),
+        (MadeUp({1, 2, 3, 4, 5, 6}, longest=0.8), False),
+    ],
+    ids=["luck of the seeds", "most of the seeds", "longest prompts pay"],
+)
+def test_the_default_stays_unless_held_out_seeds_agree(
+    made_up: MadeUp, judged: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = advice_on(made_up, monkeypatch, capsys)
+    assert found["parameters"] == {}
+    assert ("best" in found["tuning"]) is judged
+    assert found["targets"][0]["rps"] == pytest.approx(13.4, abs=0.3)
+
+
+def test_what_was_given_is_not_changed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--policy-param", "patience=0.3", "--rps", "12", "--dram-blocks", "2000"]
+    made_up = MadeUp({1, 2, 3, 4, 5, 6})
+    found = advice_on(made_up, monkeypatch, capsys, *given)
+    ours = [job for job in made_up.jobs if job.policy == "rota-slack"]
+    assert {job.policy_params["patience"] for job in ours} == {0.3}
+    assert {job.policy for job in made_up.jobs if job.rps == 12} == {"rota-slack", "fcfs-async"}
+    assert all(not job.policy_params for job in made_up.jobs if job.policy == "fcfs-async")
+    assert found["pools"]["dram_blocks_ample"] == 2000
