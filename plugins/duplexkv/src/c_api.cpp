@@ -9,6 +9,7 @@
 #include "copy.hpp"
 #include "engine.hpp"
 #include "error.hpp"
+#include "registry.hpp"
 
 struct dkv_arena {
   std::unique_ptr<duplexkv::Arena> arena;
@@ -131,6 +132,8 @@ const char* dkv_status_name(dkv_status status) {
       return "internal";
     case DKV_NO_DEVICE:
       return "no device";
+    case DKV_ABSENT:
+      return "absent";
   }
   return "unknown";
 }
@@ -184,6 +187,7 @@ void dkv_engine_destroy(dkv_engine* engine) {
   if (engine == nullptr) return;
   // In a fork's child there are no lanes to join and their locks may be held for ever: leave it.
   if (engine->engine->forked()) return;
+  duplexkv::Registry::instance().forget(engine);
   delete engine;
 }
 

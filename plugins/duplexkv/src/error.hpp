@@ -21,6 +21,7 @@ enum class Status : std::int32_t {
   Unsupported = DKV_UNSUPPORTED,
   Internal = DKV_INTERNAL,
   NoDevice = DKV_NO_DEVICE,
+  Absent = DKV_ABSENT,
 };
 
 // Keeps the message for last_error() of this thread (cut at 255 bytes) and returns `status`.

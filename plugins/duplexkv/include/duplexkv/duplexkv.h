@@ -43,7 +43,8 @@ typedef enum dkv_status {
   DKV_FORKED = 9,
   DKV_UNSUPPORTED = 10, /* this build has no such backend or does not know such a field */
   DKV_INTERNAL = 11,
-  DKV_NO_DEVICE = 12 /* no CUDA driver, no such GPU, or one too old */
+  DKV_NO_DEVICE = 12, /* no CUDA driver, no such GPU, or one too old */
+  DKV_ABSENT = 13     /* no engine of this name now; see registry.h */
 } dkv_status;
 
 typedef enum dkv_direction { DKV_D2H = 0, DKV_H2D = 1 } dkv_direction;

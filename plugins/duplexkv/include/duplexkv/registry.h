@@ -1,0 +1,89 @@
+/* Engines by name, for code of the same process that is handed no pointer: the TensorRT plugins
+ * know the name of their engine from a field of the network.
+ *
+ * A berth is the place of one name. It is made when the name is first asked for and stays until the
+ * process ends, so whoever holds one calls through it without a lock, whether an engine lies there
+ * or not. The table of berths is one per process because this library is: link the shared
+ * libduplexkv, never two copies of its objects.
+ *
+ * A step is what the host says before it gives a batch to the compute stream: its turn, and the
+ * copies it must see. The thread that calls dkv_berth_step is the one that enqueues the batch.
+ *
+ * Threads: anything from any thread. dkv_berth_wait, _mark and _rotate take no lock, allocate
+ * nothing and do not wait for the device or for another thread, as far as the port does not.
+ */
+#ifndef DUPLEXKV_REGISTRY_H_
+#define DUPLEXKV_REGISTRY_H_
+
+#include "duplexkv/duplexkv.h"
+
+#define DKV_KEY_BYTES_MAX 63   /* of a name, without its end */
+#define DKV_BERTHS_MAX 256     /* of a process */
+#define DKV_STEP_GROUPS_MAX 64 /* tickets of a step */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dkv_berth dkv_berth;
+
+/* Copies decided on the device: row i of `plan` is (device block, host slot, bytes from the start
+ * of both; 0: all). Rows from *count or segments_max on are not read. All three pointers are the
+ * device's, read when the stream gets there. */
+typedef struct dkv_rotation {
+  uint32_t struct_size;
+  uint32_t direction; /* dkv_direction */
+  void* device_pool;  /* as the network sees it; the port refuses a pool that is not its own */
+  uint64_t device_pool_bytes;
+  const int64_t* plan;  /* [segments_max, 3] */
+  const int32_t* count; /* [1] */
+  uint32_t segments_max;
+  uint32_t sms_max; /* multiprocessors the copy may take; 0: the engine's own limit */
+} dkv_rotation;
+
+/* What lies in a berth: an engine, seen from a compute stream. `stream` is a CUstream or what the
+ * port takes for one. None of these may wait for the device, allocate device memory or call back
+ * into this header. On a stream that is being captured, each does what holds at every replay, or
+ * refuses. A lane that copies no more is DKV_POISONED from all of them. */
+typedef struct dkv_port {
+  uint32_t struct_size;
+  uint32_t reserved;
+  void* self;
+  /* Later work of the stream starts behind the copies of `ticket` (0: nothing to wait for). */
+  dkv_status (*wait)(void* self, int64_t ticket, void* stream);
+  /* Layer `layer` of `layers` of the batch of `turn` is complete in the stream. */
+  dkv_status (*mark)(void* self, int64_t turn, uint32_t layer, uint32_t layers, void* stream);
+  /* NULL: DKV_UNSUPPORTED. */
+  dkv_status (*rotate)(void* self, const dkv_rotation* rotation, void* stream);
+} dkv_port;
+
+/* The berth of `key` (1..DKV_KEY_BYTES_MAX bytes), made if need be. */
+DKV_API dkv_status dkv_engine_lookup(const char* key, dkv_berth** out);
+
+/* Lays a port into the berth of `key`; its struct is read before return. DKV_BUSY while another one
+ * lies there. */
+DKV_API dkv_status dkv_port_publish(const char* key, const dkv_port* port);
+
+/* Empties the berth and returns when nobody is inside the port any more. An empty one is fine. */
+DKV_API dkv_status dkv_engine_withdraw(const char* key);
+
+/* What holds for the calls that follow: tickets[g] is the last copy that group g of layers must
+ * see, 0 none. At most DKV_STEP_GROUPS_MAX. */
+DKV_API dkv_status dkv_berth_step(dkv_berth* berth, int64_t turn, const int64_t* tickets,
+                                  uint32_t count);
+
+/* DKV_ABSENT without an engine, also of the next two. */
+DKV_API dkv_status dkv_berth_wait(dkv_berth* berth, uint32_t group, void* stream);
+
+/* Waits for a ticket that the network itself was given instead of the step's. */
+DKV_API dkv_status dkv_berth_wait_ticket(dkv_berth* berth, int64_t ticket, void* stream);
+
+DKV_API dkv_status dkv_berth_mark(dkv_berth* berth, uint32_t layer, uint32_t layers, void* stream);
+
+DKV_API dkv_status dkv_berth_rotate(dkv_berth* berth, const dkv_rotation* rotation, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DUPLEXKV_REGISTRY_H_ */
