@@ -97,7 +97,8 @@ class KvLedger:
             self._evict(self._chains[id])
         leaving = [self._chains[id] for id in plan.rotate_out]
         for chain in leaving:
-            self._update_backing(chain, leaving=True)
+            chain.leaving = True
+            self._count_backing(chain)
         copies = [self._sync(self._chains[run.id], run) for run in plan.sync]
         for chain in leaving:
             copies.extend(self._rotate_out(chain))
@@ -175,7 +176,8 @@ class KvLedger:
         """L2: a slot that a copy or the batch in the air still uses is not handed out again."""
         if chain.leaving:
             self._leaving_slots -= len(chain.device)
-        self._update_backing(chain, doomed=True)
+        chain.doomed = True
+        self._count_backing(chain)
         if chain in self._settled:
             self._settled.remove(chain)
         if chain.flights:
@@ -222,7 +224,7 @@ class KvLedger:
         if chain.device or chain.tokens != chain.scheduled:
             raise InvariantViolation(f"request {chain.id} rotates in while it is in HBM (L6)")
         chain.device = self._device.take(chain.blocks)
-        self._update_backing(chain, arriving=True)
+        chain.arriving = True
         return self._copy(chain, CopyKind.IN, range(chain.blocks), after=-1)
 
     def _copy(self, chain: Chain, kind: CopyKind, blocks: Sequence[int], *, after: int) -> Copy:
@@ -240,7 +242,7 @@ class KvLedger:
                 chain.synced[index] = 0  # until it has landed, the host slot may hold anything
         self._handed_out[copy] = _Flight(chain, kind, blocks)
         chain.flights += 1
-        self._update_backing(chain)
+        self._count_backing(chain)
         chain.tell()
         return copy
 
@@ -252,33 +254,20 @@ class KvLedger:
             chain = self._backing[next(reversed(self._backing))]
             last = next(i for i in range(len(chain.host) - 1, -1, -1) if chain.host[i] != NO_SLOT)
             self._host.give((chain.drop_host(last),))
-            self._update_backing(chain)
+            self._count_backing(chain)
             chain.tell()
         return self._host.take_one()
 
-    def _update_backing(
-        self,
-        chain: Chain,
-        *,
-        leaving: bool | None = None,
-        arriving: bool | None = None,
-        doomed: bool | None = None,
-    ) -> None:
-        """Sets the flags given and keeps the count of reclaimable slots right. O(1)."""
-        if leaving is not None:
-            chain.leaving = leaving
-        if arriving is not None:
-            chain.arriving = arriving
-        if doomed is not None:
-            chain.doomed = doomed
-        listed = self._backing.pop(chain.id, None)
-        if listed is not None and listed is not chain:  # the new chain of an evicted request
-            self._backing[chain.id] = listed
-            return
-        self._backing_slots += chain.backing - chain.counted
-        chain.counted = chain.backing
-        if chain.backing:
+    def _count_backing(self, chain: Chain) -> None:
+        """Keeps the count of reclaimable slots right after a change of what `Chain.backing` is made of; who
+        counts now is the first to be reclaimed from. O(1)."""
+        backing, counted = chain.backing, chain.counted
+        if counted:
+            del self._backing[chain.id]
+        if backing:
             self._backing[chain.id] = chain
+        self._backing_slots += backing - counted
+        chain.counted = backing
 
     def _take_down(self, flight: _Flight, *, ok: bool) -> None:
         """One group has landed: L5, clean only here."""
@@ -287,8 +276,9 @@ class KvLedger:
         if flight.kind is not CopyKind.IN:
             chain.flying.difference_update(flight.blocks)
             if ok:
+                synced, filled = chain.synced, chain.filled
                 for index in flight.blocks:
-                    chain.synced[index] = chain.filled(index)
+                    synced[index] = filled(index)
         chain.failed = chain.failed or not ok
 
     def _landed(self, chain: Chain, landings: list[Landing]) -> None:
@@ -315,9 +305,12 @@ class KvLedger:
                 self._device.give(chain.device)
                 chain.device = array("i")
             landings.append(Landing(chain.id, CopyKind.IN, ok=not failed))
-        if failed or chain.leaving or chain.arriving:
+        if failed:
             chain.count_sent()
-        self._update_backing(chain, leaving=False, arriving=False)
+        elif chain.leaving:  # L6: all of it is in DRAM now
+            chain.sent = chain.tokens // self._block_tokens
+        chain.leaving = chain.arriving = False
+        self._count_backing(chain)
         chain.tell()
 
     # -- audit -------------------------------------------------------------------------------------

@@ -40,7 +40,9 @@ class SlotPool:
 
     def give(self, slots: Iterable[SlotId]) -> None:
         """Returns slots; that none is returned twice is audited by the ledger (L1)."""
-        self._free.extend(reversed(list(slots)))
+        returned = array("i", slots)
+        returned.reverse()
+        self._free.extend(returned)
 
     def free_slots(self) -> Iterable[SlotId]:
         """The free slots, for the audit."""
