@@ -134,9 +134,11 @@ MODELS: Mapping[str, ModelShape] = MappingProxyType(
     }
 )
 
-LINKS = ("duplex", "merged-kernels", "merged-segments", "naive", "naive-blocking")
+LINKS = ("duplex", "merged-kernels", "merged-segments", "naive", "naive-blocking", "free")
 """DuplexKV; batched copies, one direction at a time; one copy a block; one copy a layer of a block; the
-same, and whoever submits waits (vLLM V0)."""
+same, and whoever submits waits (vLLM V0); one that costs no time, for bounds."""
+
+_FREE_BYTES_PER_S = 1e18  # a pool in a nanosecond
 
 
 def find_hardware(name: str, changes: Mapping[str, object] | None = None) -> Hardware:
@@ -206,6 +208,8 @@ def link_model(hardware: Hardware, kind: str, *, unlimited_allowance: bool = Fal
             serial=kind == "merged-kernels",
             told_bytes_per_s=told,
         )
+    if kind == "free":
+        return LinkModel(d2h_bytes_per_s=_FREE_BYTES_PER_S, h2d_bytes_per_s=_FREE_BYTES_PER_S)
     if kind not in LINKS:
         raise ConfigError(f"link: {kind!r} is unknown; known: {', '.join(LINKS)}")
     return LinkModel(
