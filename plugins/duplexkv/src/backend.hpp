@@ -34,6 +34,10 @@ class Backend {
   // How many slices may be in the air; >= 1.
   [[nodiscard]] virtual std::size_t depth() const noexcept = 0;
 
+  // Slices submitted from now on start behind the batch of `turn`, which the host has not seen
+  // ended but a stream was marked with. Done, Failed (try again with the next slice) or Lost.
+  virtual Progress order_behind(std::int64_t /*turn*/) noexcept { return Progress::Done; }
+
   // Starts a slice behind all earlier ones; `sequence` counts 1, 2, 3, ... May end it at once.
   virtual Progress submit(const Slice& slice, std::uint64_t sequence) noexcept = 0;
 

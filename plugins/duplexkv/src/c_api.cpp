@@ -26,6 +26,7 @@ using duplexkv::Status;
 
 // What version 0.1 had: a caller compiled with it is understood.
 constexpr std::size_t kConfigBytesMin = offsetof(dkv_config, cuda_device);
+constexpr std::size_t kSubmissionBytesMin = offsetof(dkv_submission, flags);
 
 template <typename Body>
 dkv_status guarded(Body body) noexcept {
@@ -93,6 +94,7 @@ Status to_submission(const dkv_submission& given, duplexkv::Submission* out) {
   out->target = {given.target, given.id_count};
   out->offsets = {given.offsets, given.group_count + 1};
   out->after = {given.after, given.group_count};
+  if (given.flags != nullptr) out->flags = {given.flags, given.group_count};
   return Status::Ok;
 }
 
@@ -175,9 +177,10 @@ dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
       return fail(Status::Unsupported, "backend: %u is not in this build", known.backend);
     }
     auto handle = std::make_unique<dkv_engine>();
-    status = duplexkv::Engine::create(
-        to_engine_config(known), {duplexkv::make_host_backend(), duplexkv::make_host_backend()},
-        &handle->engine);
+    duplexkv::EngineParts parts;
+    for (auto& backend : parts.backends)
+      backend = duplexkv::make_host_backend();
+    status = duplexkv::Engine::create(to_engine_config(known), std::move(parts), &handle->engine);
     if (status == Status::Ok) *out = handle.release();
     return status;
   });
@@ -196,7 +199,7 @@ dkv_status dkv_submit(dkv_engine* engine, const dkv_submission* submission, int6
     Status status = check_engine(engine);
     dkv_submission known;
     if (status == Status::Ok) {
-      status = import_struct("submission", submission, sizeof(dkv_submission), &known);
+      status = import_struct("submission", submission, kSubmissionBytesMin, &known);
     }
     if (status == Status::Ok) status = check_direction(known.direction);
     if (status == Status::Ok && first_ticket == nullptr) {
@@ -214,6 +217,33 @@ dkv_status dkv_mark(dkv_engine* engine, int64_t turn) {
   return guarded([&] {
     const Status status = check_engine(engine);
     return status == Status::Ok ? engine->engine->mark(turn) : status;
+  });
+}
+
+dkv_status dkv_mark_stream(dkv_engine* engine, int64_t turn, uintptr_t stream) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    return status == Status::Ok ? engine->engine->mark_stream(turn, stream) : status;
+  });
+}
+
+dkv_status dkv_stream_wait(dkv_engine* engine, int64_t ticket, uintptr_t stream, uint32_t flags) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    if (status != Status::Ok) return status;
+    if ((flags & ~static_cast<uint32_t>(DKV_WAIT_EXTERNAL)) != 0) {
+      return fail(Status::Unsupported, "stream_wait: flags %u, known is %d", flags,
+                  DKV_WAIT_EXTERNAL);
+    }
+    return flags == 0 ? engine->engine->stream_wait(ticket, stream)
+                      : engine->engine->graph_wait(stream);
+  });
+}
+
+dkv_status dkv_cancel(dkv_engine* engine, int64_t ticket) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    return status == Status::Ok ? engine->engine->cancel(ticket) : status;
   });
 }
 

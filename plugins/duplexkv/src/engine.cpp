@@ -63,6 +63,14 @@ Status check_config(const EngineConfig& config) noexcept {
   return Status::Ok;
 }
 
+constexpr std::array kAllUrgencies{Urgency::Urgent, Urgency::Eager};
+constexpr unsigned kKnownFlags = DKV_EAGER;
+
+Urgency urgency_of(const Submission& submission, std::size_t group) noexcept {
+  if (submission.flags.empty()) return Urgency::Urgent;
+  return (submission.flags[group] & DKV_EAGER) != 0 ? Urgency::Eager : Urgency::Urgent;
+}
+
 // Group g of a submission.
 Ids part(Ids ids, const Submission& submission, std::size_t group) noexcept {
   const auto begin = static_cast<std::size_t>(submission.offsets[group]);
@@ -72,24 +80,55 @@ Ids part(Ids ids, const Submission& submission, std::size_t group) noexcept {
 
 }  // namespace
 
-Status Engine::create(const EngineConfig& config, std::array<std::unique_ptr<Backend>, 2> backends,
-                      std::unique_ptr<Engine>* out) {
-  const Status status = check_config(config);
-  if (status == Status::Ok) out->reset(new Engine(config, std::move(backends)));
-  return status;
+Status Engine::create(const EngineConfig& config, EngineParts parts, std::unique_ptr<Engine>* out) {
+  Status status = check_config(config);
+  if (status != Status::Ok) return status;
+  std::unique_ptr<Engine> engine(new Engine(config, &parts));
+  if (engine->gpu_ != nullptr) status = engine->make_backends(&parts);
+  if (status != Status::Ok) return status;
+  engine->make_sides(&parts);
+  *out = std::move(engine);
+  return Status::Ok;
 }
 
-Engine::Engine(const EngineConfig& config, std::array<std::unique_ptr<Backend>, 2> backends)
+Engine::Engine(const EngineConfig& config, EngineParts* parts)
     : config_(config),
       process_(getpid()),
-      device_book_(config.device.blocks),
-      host_book_(config.host.blocks) {
+      gpu_(std::move(parts->gpu)),
+      turns_(gpu_.get()),
+      device_book_(std::move(parts->device_book)),
+      host_book_(std::move(parts->host_book)) {
+  if (device_book_ == nullptr) device_book_ = std::make_unique<Book>(config.device.blocks);
+  if (host_book_ == nullptr) host_book_ = std::make_unique<Book>(config.host.blocks);
+}
+
+// A copy out reads what compute has just written, behind its event: never at any other time. A copy
+// in reads a slot whose writer has been polled, or the books would have refused it.
+Status Engine::make_backends(EngineParts* parts) {
+  for (const Direction direction : {Direction::D2H, Direction::H2D}) {
+    const auto index = static_cast<std::size_t>(direction);
+    const SourceOrder order =
+        direction == Direction::D2H ? SourceOrder::InStream : SourceOrder::Any;
+    std::unique_ptr<StreamBackend> backend;
+    const GpuStatus status = StreamBackend::create(gpu_.get(), &turns_, order, &backend);
+    if (status != GpuStatus::Ok) {
+      return fail(Status::Internal, "engine: the GPU made no stream for a lane");
+    }
+    streams_[index] = backend.get();
+    parts->backends[index] = std::move(backend);
+  }
+  return Status::Ok;
+}
+
+void Engine::make_sides(EngineParts* parts) {
+  Book* const device = device_book_.get();
+  Book* const host = host_book_.get();
   sides_[DKV_D2H] =
-      std::make_unique<Side>(lane_config(Direction::D2H), std::move(backends[DKV_D2H]), &marked_,
-                             &landing_, &device_book_, &host_book_);
+      std::make_unique<Side>(lane_config(Direction::D2H), std::move(parts->backends[DKV_D2H]),
+                             &turns_, &landing_, device, host);
   sides_[DKV_H2D] =
-      std::make_unique<Side>(lane_config(Direction::H2D), std::move(backends[DKV_H2D]), &marked_,
-                             &landing_, &host_book_, &device_book_);
+      std::make_unique<Side>(lane_config(Direction::H2D), std::move(parts->backends[DKV_H2D]),
+                             &turns_, &landing_, host, device);
 }
 
 Engine::~Engine() {
@@ -133,19 +172,28 @@ Status Engine::submit(Direction direction, const Submission& submission,
                   direction == Direction::D2H ? "d2h" : "h2d");
   }
   if (status == Status::Ok) status = check(to, submission);
-  if (status == Status::Ok) status = room(*to, submission);
+  if (status != Status::Ok) return status;
+  const Load load = load_of(submission);
+  status = room(*to, load);
   if (status != Status::Ok) return status;
   fill(to, submission);  // may throw: nothing is taken or published yet
   status = take(to, submission);
   if (status != Status::Ok) return status;
-  const std::size_t groups = submission.after.size();
   *first_ticket = next_ticket_;
-  next_ticket_ += static_cast<std::int64_t>(groups);
-  to->unpolled_bytes.fetch_add(submission.source.size() * config_.block_bytes,
-                               std::memory_order_relaxed);
-  to->lane.ring().publish_submitted(to->lane.ring().submitted() + groups);
-  to->lane.wake_if_asleep(submission.after.front() <= marked_.load(std::memory_order_relaxed));
+  next_ticket_ += static_cast<std::int64_t>(submission.after.size());
+  to->unpolled_bytes.fetch_add(load.bytes, std::memory_order_relaxed);
+  for (const Urgency urgency : kAllUrgencies) {
+    GroupRing& ring = to->lane.ring(urgency);
+    ring.publish_submitted(ring.submitted() + load.groups[static_cast<std::size_t>(urgency)]);
+  }
+  to->lane.wake_if_asleep(may_start(submission));
   return Status::Ok;
+}
+
+// Whether the lane has something to look at now: see Lane::wake_if_asleep.
+bool Engine::may_start(const Submission& submission) const noexcept {
+  return std::any_of(submission.after.begin(), submission.after.end(),
+                     [this](std::int64_t after) { return turns_.ordered(after); });
 }
 
 Status Engine::check(Side* side, const Submission& submission) {
@@ -161,6 +209,11 @@ Status Engine::check(Side* side, const Submission& submission) {
     return fail(Status::Invalid, "submit: offsets are not %zu ascending from 0 to %zu", groups + 1,
                 submission.source.size());
   }
+  for (const std::uint8_t flags : submission.flags) {
+    if ((flags & ~kKnownFlags) != 0) {
+      return fail(Status::Unsupported, "submit: flags %u, known are %u", flags, kKnownFlags);
+    }
+  }
   for (std::size_t group = 0; group < groups; ++group) {
     const Status status = side->check.run(part(submission.source, submission, group),
                                           part(submission.target, submission, group));
@@ -169,19 +222,34 @@ Status Engine::check(Side* side, const Submission& submission) {
   return Status::Ok;
 }
 
-// A submission larger than queue_bytes_max may go when it is alone, or it would never go.
-Status Engine::room(const Side& side, const Submission& submission) const {
-  const std::size_t groups = submission.after.size();
-  const GroupRing& ring = side.lane.ring();
-  if (groups > ring.capacity()) {
+Engine::Load Engine::load_of(const Submission& submission) const noexcept {
+  Load load;
+  load.bytes = submission.source.size() * config_.block_bytes;
+  for (std::size_t group = 0; group < submission.after.size(); ++group)
+    ++load.groups[static_cast<std::size_t>(urgency_of(submission, group))];
+  return load;
+}
+
+// A submission larger than queue_bytes_max may go when it is alone, or it would never go. One that
+// is eager throughout may fill half of the queue, so that what is urgent finds room.
+Status Engine::room(const Side& side, const Load& load) const {
+  const std::size_t groups = load.groups[0] + load.groups[1];
+  if (groups > config_.queue_groups_max) {
     return fail(Status::TooLarge, "submit: %zu groups > queue_groups_max %zu", groups,
-                ring.capacity());
+                config_.queue_groups_max);
   }
-  const std::uint64_t queued = ring.submitted() - ring.polled();
-  const std::uint64_t bytes = submission.source.size() * config_.block_bytes;
-  const bool full = queued + groups > ring.capacity() ||
-                    (queued > 0 && side.unpolled_bytes.load(std::memory_order_relaxed) + bytes >
-                                       config_.queue_bytes_max);
+  std::uint64_t queued = 0;
+  for (const Urgency urgency : kAllUrgencies) {
+    const GroupRing& ring = side.lane.ring(urgency);
+    queued += ring.submitted() - ring.polled();
+  }
+  const bool eager = load.groups[static_cast<std::size_t>(Urgency::Urgent)] == 0;
+  const std::uint64_t share = eager ? 2 : 1;
+  const bool full =
+      queued > 0 &&
+      (queued + groups > std::max<std::uint64_t>(1, config_.queue_groups_max / share) ||
+       side.unpolled_bytes.load(std::memory_order_relaxed) + load.bytes >
+           config_.queue_bytes_max / share);
   return full ? Status::Busy : Status::Ok;
 }
 
@@ -194,21 +262,31 @@ Status Engine::take(Side* side, const Submission& submission) {
   return status;
 }
 
-// Writes the groups into free slots of the ring, for the lane to see once they are published.
+void Engine::release(Side* side, const Group& group) {
+  side->source_book->drop_readers(group.source);
+  side->target_book->drop_writers(group.target);
+  side->unpolled_bytes.fetch_sub(group.bytes, std::memory_order_relaxed);
+}
+
+// Writes the groups into free slots of the rings, for the lane to see once they are published.
 void Engine::fill(Side* side, const Submission& submission) const {
-  GroupRing& ring = side->lane.ring();
-  const std::uint64_t first = ring.submitted();
-  const std::size_t groups = submission.after.size();
-  for (std::size_t i = 0; i < groups; ++i) {
+  std::array<std::uint64_t, kUrgencies> next{};
+  for (const Urgency urgency : kAllUrgencies)
+    next[static_cast<std::size_t>(urgency)] = side->lane.ring(urgency).submitted();
+  for (std::size_t i = 0; i < submission.after.size(); ++i) {
     const Ids source = part(submission.source, submission, i);
     const Ids target = part(submission.target, submission, i);
-    Group& group = ring.at(first + i);
+    const Urgency urgency = urgency_of(submission, i);
+    Group& group = side->lane.ring(urgency).at(next[static_cast<std::size_t>(urgency)]++);
     group.source.assign(source.begin(), source.end());
     group.target.assign(target.begin(), target.end());
     group.ticket = next_ticket_ + static_cast<std::int64_t>(i);
     group.after = submission.after[i];
     group.bytes = source.size() * config_.block_bytes;
     group.outcome = Outcome::Done;
+    group.hold.store(Hold::Queued, std::memory_order_relaxed);
+    group.abandoned.store(false, std::memory_order_relaxed);
+    group.stamp.store(Group::kNotYet, std::memory_order_relaxed);
   }
 }
 
@@ -216,8 +294,8 @@ Status Engine::mark(std::int64_t turn) {
   if (forked()) return fail(Status::Forked, "engine: made before a fork, not usable in the child");
   const std::lock_guard lock(front_);
   const Status status = usable();
-  if (status != Status::Ok || turn <= marked_.load(std::memory_order_relaxed)) return status;
-  marked_.store(turn, std::memory_order_seq_cst);
+  if (status != Status::Ok || turns_.ended(turn)) return status;
+  turns_.mark(turn);
   for (const auto& side : sides_)
     side->lane.wake_if_asleep(true);
   return Status::Ok;
@@ -234,41 +312,47 @@ Status Engine::poll(std::span<std::int64_t> tickets, std::span<std::uint8_t> out
   if (!unpolled_landing()) return Status::Ok;
   const std::unique_lock lock(front_, std::try_to_lock);
   if (!lock.owns_lock()) return Status::Ok;  // another thread is in submit: next time
-  // In turns, so that a small `tickets` starves neither direction.
-  const std::size_t first = poll_h2d_first_ ? DKV_H2D : DKV_D2H;
-  poll_h2d_first_ = !poll_h2d_first_;
-  for (const std::size_t direction : {first, 1 - first}) {
-    *count += poll_side(sides_[direction].get(), tickets.subspan(*count), outcomes.subspan(*count));
+  // In turns, so that a small `tickets` starves no queue.
+  const std::size_t turn = polls_++;
+  for (std::size_t i = 0; i < sides_.size() * kUrgencies; ++i) {
+    Side* const from = sides_[(turn + i / kUrgencies) % sides_.size()].get();
+    GroupRing* const ring = &from->lane.ring(kAllUrgencies[(turn / 2 + i) % kUrgencies]);
+    *count += poll_ring(from, ring, tickets.subspan(*count), outcomes.subspan(*count));
   }
   return Status::Ok;
 }
 
-std::size_t Engine::poll_side(Side* side, std::span<std::int64_t> tickets,
+std::size_t Engine::poll_ring(Side* side, GroupRing* ring, std::span<std::int64_t> tickets,
                               std::span<std::uint8_t> outcomes) {
-  GroupRing& ring = side->lane.ring();
-  const std::uint64_t begin = ring.polled();
-  const std::uint64_t end = std::min<std::uint64_t>(ring.landed(), begin + tickets.size());
+  const std::uint64_t begin = ring->polled();
+  const std::uint64_t end = std::min<std::uint64_t>(ring->landed(), begin + tickets.size());
   for (std::uint64_t sequence = begin; sequence < end; ++sequence) {
-    const Group& group = ring.at(sequence);
+    const Group& group = ring->at(sequence);
     tickets[sequence - begin] = group.ticket;
-    outcomes[sequence - begin] = static_cast<std::uint8_t>(group.outcome);
-    side->source_book->drop_readers(group.source);
-    side->target_book->drop_writers(group.target);
-    side->unpolled_bytes.fetch_sub(group.bytes, std::memory_order_relaxed);
+    outcomes[sequence - begin] =
+        static_cast<std::uint8_t>(group.cancelled() ? Outcome::Cancelled : group.outcome);
+    // One that was cancelled in the queue has been released then.
+    if (group.hold.load(std::memory_order_relaxed) != Hold::Cancelled) release(side, group);
   }
-  ring.publish_polled(end);
+  ring->publish_polled(end);
   return end - begin;
 }
 
 bool Engine::unpolled_landing() const noexcept {
   return std::any_of(sides_.begin(), sides_.end(), [](const auto& side) {
-    return side->lane.ring().landed() != side->lane.ring().polled();
+    return std::any_of(kAllUrgencies.begin(), kAllUrgencies.end(), [&](Urgency urgency) {
+      const GroupRing& ring = side->lane.ring(urgency);
+      return ring.landed() != ring.polled();
+    });
   });
 }
 
 bool Engine::idle() const noexcept {
   return std::all_of(sides_.begin(), sides_.end(), [](const auto& side) {
-    return side->lane.ring().submitted() == side->lane.ring().polled();
+    return std::all_of(kAllUrgencies.begin(), kAllUrgencies.end(), [&](Urgency urgency) {
+      const GroupRing& ring = side->lane.ring(urgency);
+      return ring.submitted() == ring.polled();
+    });
   });
 }
 
@@ -294,7 +378,6 @@ Status Engine::stats(Direction direction, dkv_stats* out) const {
   if (forked()) return fail(Status::Forked, "engine: made before a fork, not usable in the child");
   const Side& from = side(direction);
   const LaneStats& stats = from.lane.stats();
-  const GroupRing& ring = from.lane.ring();
   constexpr auto kRelaxed = std::memory_order_relaxed;
   out->poisoned = from.lane.poisoned() ? 1 : 0;
   out->bytes = stats.bytes.load(kRelaxed);
@@ -304,12 +387,16 @@ Status Engine::stats(Direction direction, dkv_stats* out) const {
   out->groups_failed = stats.groups[DKV_FAILED].load(kRelaxed);
   out->groups_cancelled = stats.groups[DKV_CANCELLED].load(kRelaxed);
   out->busy_ns = stats.busy_ns.load(kRelaxed);
-  // Read against the order in which they grow, so that no difference is negative.
-  const std::uint64_t polled = ring.polled();
-  const std::uint64_t landed = ring.landed();
-  const std::uint64_t submitted = ring.submitted();
-  out->queued_groups = submitted - landed;
-  out->unpolled_groups = submitted - polled;
+  out->queued_groups = out->unpolled_groups = 0;
+  for (const Urgency urgency : kAllUrgencies) {
+    const GroupRing& ring = from.lane.ring(urgency);
+    // Read against the order in which they grow, so that no difference is negative.
+    const std::uint64_t polled = ring.polled();
+    const std::uint64_t landed = ring.landed();
+    const std::uint64_t submitted = ring.submitted();
+    out->queued_groups += submitted - landed;
+    out->unpolled_groups += submitted - polled;
+  }
   out->unpolled_bytes = from.unpolled_bytes.load(kRelaxed);
   return Status::Ok;
 }

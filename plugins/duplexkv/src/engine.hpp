@@ -18,8 +18,11 @@
 #include "bell.hpp"
 #include "book.hpp"
 #include "error.hpp"
+#include "gpu.hpp"
 #include "lane.hpp"
 #include "planner.hpp"
+#include "stream_backend.hpp"
+#include "turns.hpp"
 
 namespace duplexkv {
 
@@ -35,25 +38,37 @@ struct EngineConfig {
   SliceLimits slice;
 };
 
-// Groups to queue, all of one direction; see dkv_submission.
+// What an engine is made of. Over a GPU the backends are its own.
+struct EngineParts {
+  std::array<std::unique_ptr<Backend>, 2> backends;  // by Direction; none with a GPU
+  std::shared_ptr<Gpu> gpu;
+  std::unique_ptr<Book> device_book;  // null: the usual one
+  std::unique_ptr<Book> host_book;
+};
+
+// Groups to queue, all of one direction; see dkv_submission. No flags: none is set.
 struct Submission {
   Ids source;
   Ids target;
   std::span<const std::int64_t> offsets;
   std::span<const std::int64_t> after;
+  std::span<const std::uint8_t> flags = {};
 };
 
 class Engine {
  public:
-  // One backend for each Direction. Throws std::bad_alloc, std::system_error.
-  static Status create(const EngineConfig& config, std::array<std::unique_ptr<Backend>, 2> backends,
-                       std::unique_ptr<Engine>* out);
+  // Throws std::bad_alloc, std::system_error.
+  static Status create(const EngineConfig& config, EngineParts parts, std::unique_ptr<Engine>* out);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   Status submit(Direction direction, const Submission& submission, std::int64_t* first_ticket);
   Status mark(std::int64_t turn);
+  Status mark_stream(std::int64_t turn, Stream stream);
+  Status stream_wait(std::int64_t ticket, Stream stream);
+  Status graph_wait(Stream stream);
+  Status cancel(std::int64_t ticket);
   Status poll(std::span<std::int64_t> tickets, std::span<std::uint8_t> outcomes,
               std::size_t* count);
   Status wait(std::chrono::nanoseconds timeout, bool* landed);
@@ -67,12 +82,12 @@ class Engine {
  private:
   // What there is of each direction.
   struct Side {
-    Side(const LaneConfig& config, std::unique_ptr<Backend> backend,
-         const std::atomic<std::int64_t>* marked, Bell* landing, Book* source, Book* target)
+    Side(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* turns, Bell* landing,
+         Book* source, Book* target)
         : check(config.source, config.target, config.block_bytes),
           source_book(source),
           target_book(target),
-          lane(config, std::move(backend), marked, landing) {}
+          lane(config, std::move(backend), turns, landing) {}
 
     GroupCheck check;
     Book* source_book;
@@ -80,32 +95,54 @@ class Engine {
     std::atomic<std::uint64_t> unpolled_bytes{0};  // changed under the front's lock only
     Lane lane;
   };
+  // A group that was not polled, and where it is queued.
+  struct Place {
+    std::size_t direction = 0;
+    Side* side = nullptr;
+    Group* group = nullptr;  // null: polled before
+  };
+  // Groups and bytes that a submission adds to a lane.
+  struct Load {
+    std::array<std::size_t, kUrgencies> groups{};
+    std::uint64_t bytes = 0;
+  };
 
-  Engine(const EngineConfig& config, std::array<std::unique_ptr<Backend>, 2> backends);
+  Engine(const EngineConfig& config, EngineParts* parts);
+  Status make_backends(EngineParts* parts);
+  void make_sides(EngineParts* parts);
   [[nodiscard]] LaneConfig lane_config(Direction direction) const noexcept;
   [[nodiscard]] Side& side(Direction direction) const noexcept {
     return *sides_[static_cast<std::size_t>(direction)];
   }
   Status usable() const;
+  Status check_ticket(const char* verb, std::int64_t ticket) const;
+  Status check_stream(const char* verb, Stream stream, bool in_graph) const;
+  Status stream_status(const char* verb, GpuStatus status) const;
   static Status check(Side* side, const Submission& submission);
-  Status room(const Side& side, const Submission& submission) const;
+  [[nodiscard]] Load load_of(const Submission& submission) const noexcept;
+  Status room(const Side& side, const Load& load) const;
   static Status take(Side* side, const Submission& submission);
+  static void release(Side* side, const Group& group);
   void fill(Side* side, const Submission& submission) const;
-  static std::size_t poll_side(Side* side, std::span<std::int64_t> tickets,
+  [[nodiscard]] bool may_start(const Submission& submission) const noexcept;
+  [[nodiscard]] Place find(std::int64_t ticket) const noexcept;
+  static std::size_t poll_ring(Side* side, GroupRing* ring, std::span<std::int64_t> tickets,
                                std::span<std::uint8_t> outcomes);
   [[nodiscard]] bool idle() const noexcept;
   [[nodiscard]] bool unpolled_landing() const noexcept;
 
   EngineConfig config_;
   pid_t process_;
-  std::atomic<std::int64_t> marked_{-1};
+  std::shared_ptr<Gpu> gpu_;  // null: the lanes are on the host
+  Turns turns_;
   Bell landing_;
   mutable std::mutex front_;  // guards all below but the lanes' own state
   bool closed_ = false;
-  bool poll_h2d_first_ = false;
+  std::size_t polls_ = 0;
   std::int64_t next_ticket_ = 1;
-  Book device_book_;
-  Book host_book_;
+  std::unique_ptr<Book> device_book_;
+  std::unique_ptr<Book> host_book_;
+  std::array<StreamBackend*, 2> streams_{};     // by Direction; the sides', with a GPU
   std::array<std::unique_ptr<Side>, 2> sides_;  // by Direction; last: their threads use the rest
 };
 

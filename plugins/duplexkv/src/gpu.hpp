@@ -41,6 +41,11 @@ class Gpu {
   virtual GpuStatus record(Event event, Stream stream) noexcept = 0;
   // Later work of the stream starts behind what the event stood for at this call.
   virtual GpuStatus wait(Stream stream, Event event) noexcept = 0;
+  // A node of the graph being captured from the stream: each launch waits for what the event stands
+  // for then. Failed where there are no graphs.
+  virtual GpuStatus wait_external(Stream /*stream*/, Event /*event*/) noexcept {
+    return GpuStatus::Failed;
+  }
   // Done, Pending or Lost.
   virtual Progress query(Event event) noexcept = 0;
 

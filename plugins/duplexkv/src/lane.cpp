@@ -10,6 +10,7 @@ namespace duplexkv {
 namespace {
 
 constexpr std::chrono::microseconds kQueryPeriod{50};
+constexpr std::chrono::microseconds kTurnQueryPeriod{200};  // a batch takes milliseconds
 
 void add(std::atomic<std::uint64_t>& counter, std::uint64_t value) noexcept {
   counter.fetch_add(value, std::memory_order_relaxed);
@@ -33,14 +34,14 @@ class SignalsBlocked {
 
 }  // namespace
 
-Lane::Lane(const LaneConfig& config, std::unique_ptr<Backend> backend,
-           const std::atomic<std::int64_t>* marked, Bell* landing)
-    : ring_(config.queue_groups_max),
+Lane::Lane(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* turns, Bell* landing)
+    : queues_{Queue(Urgency::Urgent, config.queue_groups_max),
+              Queue(Urgency::Eager, config.queue_groups_max)},
       merge_(config.source, config.target, config.block_bytes, config.slice),
       pace_(config.bytes_per_s),
       slice_limits_(config.slice),
       backend_(std::move(backend)),
-      marked_(marked),
+      turns_(turns),
       landing_(landing) {
   const SignalsBlocked guard;
   thread_ = std::thread([this] { run(); });
@@ -82,7 +83,10 @@ void Lane::turn() {
     land_all(Outcome::Failed);
     asleep_.store(true, std::memory_order_seq_cst);
     doorbell_.wait([this] {
-      return stopping_.load(std::memory_order_acquire) || ring_.submitted() != ring_.landed();
+      return stopping_.load(std::memory_order_acquire) ||
+             std::any_of(queues_.begin(), queues_.end(), [](const Queue& queue) {
+               return queue.ring.submitted() != queue.ring.landed();
+             });
     });
     asleep_.store(false, std::memory_order_relaxed);
     return;
@@ -96,9 +100,30 @@ bool Lane::interrupted() const noexcept {
   return stopping_.load(std::memory_order_acquire) || poisoned();
 }
 
-bool Lane::head_ready() noexcept {
-  return taken_ != ring_.submitted() &&
-         ring_.at(taken_).after <= marked_->load(std::memory_order_seq_cst);
+bool Lane::head_ready(Queue* queue) noexcept {
+  if (queue->taken == queue->ring.submitted()) return false;
+  const Group& head = queue->ring.at(queue->taken);
+  if (head.cancelled()) return true;
+  return queue->urgency == Urgency::Eager ? turns_->ended_or_lost(head.after)
+                                          : turns_->ordered(head.after);
+}
+
+bool Lane::any_head_ready() noexcept {
+  return std::any_of(queues_.begin(), queues_.end(),
+                     [this](Queue& queue) { return head_ready(&queue); });
+}
+
+// The head of the eager queue waits for an event that the lane has to ask for.
+bool Lane::eager_turn_runs() noexcept {
+  Queue& queue = queues_[static_cast<std::size_t>(Urgency::Eager)];
+  if (queue.taken == queue.ring.submitted()) return false;
+  const std::int64_t after = queue.ring.at(queue.taken).after;
+  return turns_->ordered(after) && !turns_->ended(after);
+}
+
+// The turn that the backend has to wait for before it touches the group's blocks; -1: none.
+std::int64_t Lane::behind_turn(const Group& group) const noexcept {
+  return turns_->ended(group.after) ? -1 : group.after;
 }
 
 // Sleeps until there is something to do: never spins, never misses a ring.
@@ -106,7 +131,11 @@ void Lane::rest() {
   if (flights_.empty()) {
     pace_.idle();
     asleep_.store(true, std::memory_order_seq_cst);
-    doorbell_.wait([this] { return interrupted() || head_ready(); });
+    doorbell_.wait([this] { return interrupted() || any_head_ready() || eager_turn_runs(); });
+    if (eager_turn_runs()) {
+      doorbell_.wait_until(SteadyClock::now() + kTurnQueryPeriod,
+                           [this] { return interrupted() || any_head_ready(); });
+    }
     asleep_.store(false, std::memory_order_relaxed);
   } else if (flights_.front().progress == Progress::Pending) {
     doorbell_.wait_until(SteadyClock::now() + kQueryPeriod, [this] { return interrupted(); });
@@ -134,7 +163,7 @@ bool Lane::retire() {
 void Lane::end_slice(const Flight& flight) {
   Batch* batch = flight.batch;
   if (flight.progress == Progress::Failed) {
-    fail_slice(batch, flight.slice);
+    fail_slice(flight);
   } else {
     add(stats_.bytes, batch->plan.slice_bytes[flight.slice]);
     add(stats_.slices, 1);
@@ -147,94 +176,172 @@ void Lane::end_slice(const Flight& flight) {
   add(stats_.busy_ns, static_cast<std::uint64_t>(
                           std::chrono::duration_cast<std::chrono::nanoseconds>(busy).count()));
   ++batch->slices_ended;
-  land_groups(batch, flight.slice);
+  land_groups(flight.queue, batch, batch->plan.slice_end[flight.slice]);
 }
 
 // Every group with a descriptor in the slice fails; those before it have landed.
-void Lane::fail_slice(Batch* batch, std::size_t slice) {
-  const TransferPlan& plan = batch->plan;
-  for (std::size_t group = batch->groups_landed; group < plan.group_end.size(); ++group) {
-    const std::size_t begin = group == 0 ? 0 : plan.group_end[group - 1];
-    if (begin >= plan.slice_end[slice]) break;
-    ring_.at(batch->first_group + group).outcome = Outcome::Failed;
+void Lane::fail_slice(const Flight& flight) {
+  const Batch& batch = *flight.batch;
+  const TransferPlan& plan = batch.plan;
+  for (std::size_t group = batch.groups_landed; group < plan.group_end.size(); ++group) {
+    if (batch.group_begin(group) >= plan.slice_end[flight.slice]) break;
+    flight.queue->ring.at(batch.first_group + group).outcome = Outcome::Failed;
   }
 }
 
-// Publishes the groups whose last descriptor is in `slice`.
-void Lane::land_groups(Batch* batch, std::size_t slice) {
+// Publishes the groups of the batch that have no descriptor past the first `descriptors_ended`.
+void Lane::land_groups(Queue* queue, Batch* batch, std::size_t descriptors_ended) {
   const TransferPlan& plan = batch->plan;
   std::size_t landed = batch->groups_landed;
-  while (landed < plan.group_end.size() && plan.group_end[landed] <= plan.slice_end[slice]) {
-    const Group& group = ring_.at(batch->first_group + landed);
+  while (landed < plan.group_end.size() && plan.group_end[landed] <= descriptors_ended) {
+    Group& group = queue->ring.at(batch->first_group + landed);
+    if (group.cancelled()) group.outcome = Outcome::Cancelled;
     add(stats_.groups[static_cast<std::size_t>(group.outcome)], 1);
     ++landed;
   }
   if (landed == batch->groups_landed) return;
   batch->groups_landed = landed;
-  ring_.publish_landed(batch->first_group + landed);
+  queue->ring.publish_landed(batch->first_group + landed);
   landing_->ring();
 }
 
-// Starts the next slice if the backend has room. Returns whether it did.
+// Starts the next slice if the backend has room. Returns whether anything changed.
 bool Lane::feed() {
   if (flights_.size() >= backend_->depth()) return false;
-  Batch* batch = &batches_[feeding_];
-  if (batch->slices_fed == batch->plan.slice_end.size()) {
-    if (!form_batch()) return false;
-    batch = &batches_[feeding_];
-  }
-  const TransferPlan& plan = batch->plan;
-  const std::size_t slice = batch->slices_fed++;
-  const std::size_t begin = plan.slice_begin(slice);
-  const std::size_t count = plan.slice_end[slice] - begin;
-  Flight flight{.batch = batch,
-                .slice = slice,
-                .sequence = ++slice_sequence_,
+  return std::any_of(queues_.begin(), queues_.end(),
+                     [this](Queue& queue) { return feed_slice(&queue); });
+}
+
+bool Lane::feed_slice(Queue* queue) {
+  if (queue->feeding().fed() && !form_batch(queue)) return false;
+  Batch& batch = queue->feeding();
+  if (batch.fed()) return true;  // of cancelled groups only
+  Flight flight{.queue = queue,
+                .batch = &batch,
+                .slice = batch.slices_fed++,
+                .sequence = 0,
                 .started = SteadyClock::now(),
                 .crossed_at = {}};
-  flight.crossed_at = pace_.reserve(plan.slice_bytes[slice], flight.started);
-  flight.progress = backend_->submit(Slice{std::span(plan.source).subspan(begin, count),
-                                           std::span(plan.target).subspan(begin, count),
-                                           std::span(plan.bytes).subspan(begin, count)},
-                                     flight.sequence);
+  if (slice_abandoned(queue, batch, flight.slice)) {
+    flight.progress = Progress::Failed;
+  } else {
+    flight.sequence = ++slice_sequence_;
+    flight.crossed_at = pace_.reserve(batch.plan.slice_bytes[flight.slice], flight.started);
+    flight.progress = start_slice(batch, flight.slice, flight.sequence);
+  }
+  stamp_groups(flight);
   flights_.push_back(flight);
   return true;
 }
 
-// Plans the ready groups at the head of the queue, about one slice of bytes of them, into the batch
-// that has no slice in the air.
-bool Lane::form_batch() {
-  Batch& next = batches_[1 - feeding_];
-  if (next.slices_ended != next.plan.slice_end.size() || !head_ready()) return false;
-  next.plan.clear();
-  next.first_group = taken_;
-  next.slices_fed = next.slices_ended = next.groups_landed = 0;
-  std::uint64_t bytes = 0;
-  while (bytes < slice_limits_.bytes && head_ready()) {
-    const Group& group = ring_.at(taken_);
-    merge_.append(group.source, group.target, &next.plan);
-    bytes += group.bytes;
-    ++taken_;
+Progress Lane::start_slice(const Batch& batch, std::size_t slice, std::uint64_t sequence) {
+  if (batch.behind_turn >= 0) {
+    const Progress ordered = backend_->order_behind(batch.behind_turn);
+    if (ordered != Progress::Done) return ordered;
   }
-  feeding_ = 1 - feeding_;
+  const TransferPlan& plan = batch.plan;
+  const std::size_t begin = plan.slice_begin(slice);
+  const std::size_t count = plan.slice_end[slice] - begin;
+  return backend_->submit(Slice{std::span(plan.source).subspan(begin, count),
+                                std::span(plan.target).subspan(begin, count),
+                                std::span(plan.bytes).subspan(begin, count)},
+                          sequence);
+}
+
+// Nobody wants what the slice would bring.
+bool Lane::slice_abandoned(Queue* queue, const Batch& batch, std::size_t slice) {
+  const TransferPlan& plan = batch.plan;
+  for (std::size_t group = batch.groups_fed; group < plan.group_end.size(); ++group) {
+    if (batch.group_begin(group) >= plan.slice_end[slice]) break;
+    if (!queue->ring.at(batch.first_group + group).cancelled()) return false;
+  }
   return true;
+}
+
+// Tells the front in which slice a group ends, for streams that are to wait for it.
+void Lane::stamp_groups(const Flight& flight) {
+  Batch& batch = *flight.batch;
+  const TransferPlan& plan = batch.plan;
+  const bool arrives = flight.progress == Progress::Done || flight.progress == Progress::Pending;
+  for (std::size_t index = batch.groups_fed; index < plan.group_end.size(); ++index) {
+    if (batch.group_begin(index) >= plan.slice_end[flight.slice]) break;
+    Group& group = flight.queue->ring.at(batch.first_group + index);
+    const bool ends = plan.group_end[index] <= plan.slice_end[flight.slice];
+    if (!arrives) {
+      group.stamp.store(Group::kNever, std::memory_order_release);
+    } else if (ends && group.stamp.load(std::memory_order_relaxed) != Group::kNever) {
+      group.stamp.store(flight.sequence, std::memory_order_release);
+    }
+    if (ends) ++batch.groups_fed;
+  }
+}
+
+void Lane::Batch::start(std::uint64_t group) noexcept {
+  plan.clear();
+  first_group = group;
+  behind_turn = -1;
+  slices_fed = slices_ended = groups_fed = groups_landed = 0;
+}
+
+// Plans the ready groups at the head of the queue, about one slice of bytes of them, into the batch
+// that has no slice in the air. Groups that the GPU must order behind different turns stay apart.
+bool Lane::form_batch(Queue* queue) {
+  Batch& next = queue->other();
+  if (!next.ended() || !head_ready(queue)) return false;
+  next.start(queue->taken);
+  std::uint64_t bytes = 0;
+  while (bytes < slice_limits_.bytes && head_ready(queue)) {
+    const Group& group = queue->ring.at(queue->taken);
+    const std::int64_t turn = group.cancelled() ? -1 : behind_turn(group);
+    if (next.plan.source.empty()) {
+      next.behind_turn = turn;
+    } else if (turn > next.behind_turn) {
+      break;
+    }
+    plan_group(queue, &next);
+    bytes += group.bytes;
+  }
+  if (next.fed()) {
+    // Nothing to copy: it lands behind what is in the air, or goes with the next live group.
+    if (!queue->feeding().ended()) {
+      queue->taken = next.first_group;
+      next.start(queue->taken);
+      return false;
+    }
+    land_groups(queue, &next, 0);
+  }
+  queue->feeding_index = 1 - queue->feeding_index;
+  return true;
+}
+
+// A group that the front cancelled first takes its place in the order, but no descriptor.
+void Lane::plan_group(Queue* queue, Batch* batch) {
+  Group& group = queue->ring.at(queue->taken);
+  if (group.leave_queue(Hold::Planned)) {
+    merge_.append(group.source, group.target, &batch->plan);
+  } else {
+    batch->plan.group_end.push_back(batch->plan.source.size());
+  }
+  ++queue->taken;
 }
 
 // Ends everything that has not landed. The backend touches no memory any more.
 void Lane::land_all(Outcome outcome) noexcept {
   flights_.clear();
-  for (Batch& batch : batches_) {
-    batch.plan.clear();
-    batch.slices_fed = batch.slices_ended = batch.groups_landed = 0;
+  for (Queue& queue : queues_) {
+    const std::uint64_t submitted = queue.ring.submitted();
+    for (Batch& batch : queue.batches)
+      batch.start(submitted);
+    for (std::uint64_t sequence = queue.ring.landed(); sequence < submitted; ++sequence) {
+      Group& group = queue.ring.at(sequence);
+      if (group.outcome == Outcome::Done) group.outcome = outcome;
+      if (group.cancelled()) group.outcome = Outcome::Cancelled;
+      group.stamp.store(Group::kNever, std::memory_order_release);
+      add(stats_.groups[static_cast<std::size_t>(group.outcome)], 1);
+    }
+    queue.taken = submitted;
+    queue.ring.publish_landed(submitted);
   }
-  const std::uint64_t submitted = ring_.submitted();
-  for (std::uint64_t sequence = ring_.landed(); sequence < submitted; ++sequence) {
-    Group& group = ring_.at(sequence);
-    if (group.outcome == Outcome::Done) group.outcome = outcome;
-    add(stats_.groups[static_cast<std::size_t>(group.outcome)], 1);
-  }
-  taken_ = submitted;
-  ring_.publish_landed(submitted);
   landing_->ring();
 }
 

@@ -25,6 +25,12 @@ inline Backends host_backends() {
   return {duplexkv::make_host_backend(), duplexkv::make_host_backend()};
 }
 
+inline duplexkv::EngineParts parts_of(Backends backends) {
+  duplexkv::EngineParts parts;
+  parts.backends = std::move(backends);
+  return parts;
+}
+
 struct Group {
   Ids source;
   Ids target;
@@ -50,7 +56,7 @@ struct Rig {
     config.device = {.base = device.data(), .blocks = device_blocks};
     config.host = {.base = host.data(), .blocks = host_blocks};
     config.block_bytes = bytes;
-    CHECK(Engine::create(config, std::move(backends), &engine) == Status::Ok);
+    CHECK(Engine::create(config, parts_of(std::move(backends)), &engine) == Status::Ok);
   }
 
   Status submit(Direction direction, const std::vector<Group>& groups,

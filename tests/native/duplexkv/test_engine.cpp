@@ -27,6 +27,7 @@ using duplexkv_test::Group;
 using duplexkv_test::host_backends;
 using duplexkv_test::Ids;
 using duplexkv_test::Landed;
+using duplexkv_test::parts_of;
 using duplexkv_test::Rig;
 using duplexkv_test::ThreadedBackend;
 
@@ -368,7 +369,8 @@ void configurations_that_cannot_work_name_their_field() {
   good.block_bytes = 64;
   const auto refused = [](const EngineConfig& config, const char* word) {
     std::unique_ptr<Engine> engine;
-    CHECK(Engine::create(config, host_backends(), &engine) == Status::Invalid && engine == nullptr);
+    CHECK(Engine::create(config, parts_of(host_backends()), &engine) == Status::Invalid &&
+          engine == nullptr);
     CHECK(error_has(word));
   };
   EngineConfig bad = good;
@@ -402,7 +404,7 @@ void configurations_that_cannot_work_name_their_field() {
   bad.slice.descriptors = 4097;
   refused(bad, "slice_descriptors_max");
   std::unique_ptr<Engine> engine;
-  CHECK(Engine::create(good, host_backends(), &engine) == Status::Ok);
+  CHECK(Engine::create(good, parts_of(host_backends()), &engine) == Status::Ok);
 }
 
 void a_slice_of_a_slow_link_is_about_a_millisecond() {

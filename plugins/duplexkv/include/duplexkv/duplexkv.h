@@ -24,7 +24,7 @@
 #endif
 
 #define DKV_VERSION_MAJOR 0
-#define DKV_VERSION_MINOR 1
+#define DKV_VERSION_MINOR 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -66,6 +66,19 @@ typedef enum dkv_route {
  * the architecture is not known for faults of it, and a trial copied every byte. */
 typedef enum dkv_batch { DKV_BATCH_AUTO = 0, DKV_BATCH_ON = 1, DKV_BATCH_OFF = 2 } dkv_batch;
 
+/* Of one group. */
+typedef enum dkv_group_flag {
+  /* Copied ahead of need: it goes when nothing urgent is ready, and finds DKV_BUSY first. */
+  DKV_EAGER = 1
+} dkv_group_flag;
+
+/* Of dkv_stream_wait. */
+typedef enum dkv_wait_flag {
+  /* A node of the graph being captured from the stream. Each launch waits for all copies in that
+   * are in their lane's stream by then; the ticket is not looked at. */
+  DKV_WAIT_EXTERNAL = 1
+} dkv_wait_flag;
+
 /* How a group ended. For anything but DKV_DONE nothing may be assumed about the target. */
 typedef enum dkv_outcome { DKV_DONE = 0, DKV_FAILED = 1, DKV_CANCELLED = 2 } dkv_outcome;
 
@@ -106,6 +119,7 @@ typedef struct dkv_submission {
   const int64_t* offsets; /* [group_count + 1], ascending from 0 to id_count */
   const int64_t* after;   /* [group_count] */
   uint64_t group_count;
+  const uint8_t* flags; /* [group_count] of dkv_group_flag; NULL: none. Since 0.2 */
 } dkv_submission;
 
 /* Of one lane. Counters run from the start of the engine. */
@@ -145,15 +159,36 @@ DKV_API dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out)
 DKV_API void dkv_engine_destroy(dkv_engine* engine);
 
 /* Queues all groups or none. Ticket of group g is *first_ticket + g; tickets are > 0, never reused.
- * Groups of one lane run and end in the order of submission. */
+ * Groups of one lane run and end in the order of submission, those with DKV_EAGER in one of their
+ * own. A submission that is eager throughout may fill half of the queue. */
 DKV_API dkv_status dkv_submit(dkv_engine* engine, const dkv_submission* submission,
                               int64_t* first_ticket);
 
-/* The batch of `turn` and all before have ended. A lower turn than before changes nothing. */
+/* The batch of `turn` and all before have ended, as the host has seen. A lower turn than before
+ * changes nothing. */
 DKV_API dkv_status dkv_mark(dkv_engine* engine, int64_t turn);
 
-/* Writes up to `capacity` ended groups, in order within a direction. Never waits. After a close it
- * still tells of every group that was not told before. */
+/* The work of `stream` so far is the batch of `turn` and of all before, or is ordered behind them:
+ * copies may be put into the lanes' streams now and wait for it on the GPU. (Eager ones wait in
+ * their queue.) `stream` is the backend's stream handle. DKV_BUSY: too many turns on their way,
+ * nothing recorded; the next mark covers it. DKV_UNSUPPORTED for a backend without streams,
+ * DKV_INVALID for the legacy default stream and for one that a graph is being captured from. */
+DKV_API dkv_status dkv_mark_stream(dkv_engine* engine, int64_t turn, uintptr_t stream);
+
+/* Later work of `stream` starts behind the ticket's copies. DKV_BUSY: they are not all in the
+ * lane's stream yet, nothing waits. DKV_INVALID also for a ticket that failed or was cancelled; one
+ * that dkv_poll has told costs nothing. `flags` of dkv_wait_flag; refusals as dkv_mark_stream. */
+DKV_API dkv_status dkv_stream_wait(dkv_engine* engine, int64_t ticket, uintptr_t stream,
+                                   uint32_t flags);
+
+/* Nobody wants the group any more; dkv_poll tells it as DKV_CANCELLED in its place in the order.
+ * One that has not started copies nothing and its slots are free at once. Copies in the air cannot
+ * be called back: until they are told, source and target stay in use. No effect on a group that
+ * was told. */
+DKV_API dkv_status dkv_cancel(dkv_engine* engine, int64_t ticket);
+
+/* Writes up to `capacity` ended groups, in order within a direction and urgency. Never waits. After
+ * a close it still tells of every group that was not told before. */
 DKV_API dkv_status dkv_poll(dkv_engine* engine, int64_t* tickets, uint8_t* outcomes,
                             uint64_t capacity, uint64_t* count);
 
