@@ -168,8 +168,10 @@ class Adviser:
         """All phases. Raises SuperInferError."""
         advice = self._advice
         settings = list(self._curves)
-        if not self._search(settings, RATES_SHARE) and not self._search(settings[:1], RATES_SHARE):
-            advice.left_out.append("the search for the highest rates; they lie in the brackets shown")
+        if not self._search(settings, RATES_SHARE):
+            ours = self._search(settings[:1], RATES_SHARE)
+            whose = f" of {advice.beside.policy}" if ours else ""
+            advice.left_out.append(f"part of the search for the highest rates{whose}; the table has brackets")
         if self._best_rps() is None:
             advice.notes.append("parameters and pools were not looked for: no rate keeps a target")
         else:

@@ -218,7 +218,6 @@ class MadeUp:
             "tbt_ms": {},
             "longest_gap_s": 1.0,
             "ttft_attainment_longest_prompts": self.longest if changed else 0.9,
-            "process_s": 1.0,
             "hbm_blocks": 12_000,
             "dram_blocks": dram,
             "seats_peak": 200,
