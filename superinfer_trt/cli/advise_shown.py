@@ -273,8 +273,8 @@ def _pool_words(pools: dict[str, Any], job: Job) -> Iterator[str]:
         smaller = f"{size(pools['dram_blocks'])}, which lose nothing at {pools['rps']:g} RPS against {whole}"
         yield f"DRAM pool: {smaller if pools['dram_blocks'] < ample else whole}."
         yield (
-            f"With all of it rotated requests held {size(pools['dram_blocks_peak'])} at most; admission promises "
-            f"everybody room for all tokens asked for, and wanted {size(pools['dram_blocks_promised'])}: "
+            f"With it all, rotated requests held {size(pools['dram_blocks_peak'])} at most; admission "
+            f"promises room for all tokens asked for, and wanted {size(pools['dram_blocks_promised'])}: "
             "clients that ask for more tokens than they use need more than this."
         )
     yield (
