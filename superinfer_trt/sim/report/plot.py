@@ -114,8 +114,7 @@ def ablation_plot(study: Study, found: Ablation, theme: Theme, head: str) -> byt
                 place,
                 spread.mean,
                 height=0.62,
-                color=look.colour(theme),
-                alpha=1.0 if setting.is_default else 0.55,
+                color=look.colour(theme) if setting.is_default else look.pale(theme),
                 xerr=whisker if spread.seeds > 1 else None,
                 error_kw={"ecolor": theme.ink, "elinewidth": 1, "capsize": 2.5},
             )

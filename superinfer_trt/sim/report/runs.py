@@ -51,11 +51,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         for place, line in _lines(path):
             run = parsed_run(place, line)
             key = json.dumps(run.job, sort_keys=True)
-            known = found.setdefault(key, run)
-            if _measured(known) != _measured(run):
-                raise ConfigError(
-                    f"{place}: the job of {known.place} with other figures; expected runs of one version"
-                )
+            check_same(found.setdefault(key, run), run)
     if not found:
         raise ConfigError(f"{', '.join(map(str, paths))}: no run in it; {EXPECTED}")
     return list(found.values())
@@ -105,5 +101,10 @@ def parsed_run(place: str, line: str) -> Run:
     return Run(job | {"rps": None if rate is None else float(rate)}, figures, place)
 
 
-def _measured(run: Run) -> list[float | None]:
-    return [metric.value(run.figures) for metric in METRICS.values()]
+def check_same(known: Run, run: Run) -> None:
+    """Two runs of one simulation have the same figures. Raises ConfigError."""
+    first, second = ([metric.value(one.figures) for metric in METRICS.values()] for one in (known, run))
+    if first != second:
+        raise ConfigError(
+            f"{run.place}: the job of {known.place} with other figures; expected runs of one version"
+        )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from superinfer_trt.sim.report.metric import Metric
-from superinfer_trt.sim.report.runs import Run
+from superinfer_trt.sim.report.runs import Run, check_same
 
 Knobs: TypeAlias = Mapping[str, Any]
 """Parameters of a policy by name, with `link`, `depth` and `unlimited_allowance` of its engine."""
@@ -145,7 +145,10 @@ class Study:
 
 
 def studies(runs: Sequence[Run], defaults: Mapping[str, Knobs]) -> list[Study]:
-    """One for each world, that of the most runs first. `defaults`: policy -> knobs, in registry order."""
+    """One for each world, that of the most runs first. `defaults`: policy -> knobs, in registry order.
+
+    Raises ConfigError where one simulation has two outcomes.
+    """
     worlds: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         worlds[_text({name: value for name, value in run.job.items() if name not in PRIVATE})].append(run)
@@ -156,12 +159,12 @@ def studies(runs: Sequence[Run], defaults: Mapping[str, Knobs]) -> list[Study]:
 
 
 def _study(world: Mapping[str, Any], runs: Sequence[Run], defaults: Mapping[str, Knobs]) -> Study:
-    cells: dict[tuple[Setting, float | None], list[Run]] = defaultdict(list)
+    found: dict[tuple[Setting, float | None], dict[int, Run]] = defaultdict(dict)
     for run in runs:
         setting = setting_of(run.job, defaults.get(run.job["policy"], {}))
-        cells[setting, run.rate].append(run)
-    for cell in cells.values():
-        cell.sort(key=lambda run: run.job["seed"])
+        # `alpha=3` and no alpha are one simulation, and count once.
+        check_same(found[setting, run.rate].setdefault(run.job["seed"], run), run)
+    cells = {key: [cell[seed] for seed in sorted(cell)] for key, cell in found.items()}
     names = [*FIRST, *(name for name in defaults if name not in FIRST)]
     places = {name: at for at, name in enumerate(names)}
 
@@ -171,7 +174,7 @@ def _study(world: Mapping[str, Any], runs: Sequence[Run], defaults: Mapping[str,
 
     settings = sorted({setting for setting, _ in cells}, key=order)
     rates = sorted({rate for _, rate in cells}, key=lambda rate: -1.0 if rate is None else rate)
-    return Study(world, dict(cells), settings, rates, defaults)
+    return Study(world, cells, settings, rates, defaults)
 
 
 def main_settings(study: Study) -> list[Setting]:

@@ -52,10 +52,20 @@ class Look:
         """On this ground."""
         return self.dark if theme.dark else self.light
 
+    def pale(self, theme: Theme) -> str:
+        """Halfway to the ground, opaque, so that no grid shows through."""
+        pairs = zip(_parts(self.colour(theme)), _parts(theme.ground), strict=True)
+        return "#" + "".join(f"{(ink + ground) // 2:02x}" for ink, ground in pairs)
+
     @property
     def width(self) -> float:
         """Of a line, in points."""
         return 2.6 if self.thick else 1.3
+
+
+def _parts(colour: str) -> bytes:
+    """Red, green and blue."""
+    return bytes.fromhex(colour[1:])
 
 
 _VERMILION, _BLUE, _SKY = ("#d55e00", "#ff8f3f"), ("#0072b2", "#4aa8e8"), ("#56a3d9", "#8cc8f0")

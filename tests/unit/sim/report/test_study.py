@@ -80,6 +80,14 @@ def test_a_cell_is_mean_and_spread_over_seeds() -> None:
     assert study.spread(Setting("fcfs"), 6.0, TTFT) is None
 
 
+def test_a_default_that_is_spelled_out_is_no_second_run() -> None:
+    spelled = {"policy_params": {"alpha": 3}, "link": "duplex"}
+    (study,) = studies(made(line("rotasched", 5), line("rotasched", 5, **spelled)), DEFAULTS)
+    assert [len(cell) for cell in study.cells.values()] == [1]
+    with pytest.raises(ConfigError, match=r"runs\.jsonl:2: the job of runs\.jsonl:1 with other figures"):
+        studies(made(line("rotasched", 5), line("rotasched", 5, ttft=0.6, **spelled)), DEFAULTS)
+
+
 def test_the_table_marks_the_best_of_each_column_and_its_equals() -> None:
     lines = [line("rota-slack", 5, ttft=1.0), line("fcfs", 5, ttft=0.9999), line("rotasched", 5, ttft=0.9)]
     lines += [line("rota-slack", 10, 1, 0.8), line("rota-slack", 10, 2, 0.6), line("fcfs", 10, ttft=0.71)]
