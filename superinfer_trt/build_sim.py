@@ -12,7 +12,7 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.ports import Policy
 from superinfer_trt.core.step import Batch
-from superinfer_trt.core.units import Nanos
+from superinfer_trt.core.units import Nanos, RequestId
 from superinfer_trt.core.view import Limits, View
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.doors import BoundedInbox
@@ -52,7 +52,7 @@ class Setup:
 
     hardware: Hardware
     model: ModelShape
-    policy: str = "rotasched"
+    policy: str = "rota-slack"
     parameters: Mapping[str, object] = field(default_factory=dict)
     depth: int | None = None
     link: str | None = None
@@ -161,7 +161,7 @@ def _offloading(setup: Setup, model: StepModel) -> tuple[Limits, Limits, Policy,
 
 
 class Telling:
-    """`neo` as a policy, whose engine hears beside each plan what a plan cannot say."""
+    """`neo` as a policy whose engine hears beside each plan what a plan cannot say; keeps the places."""
 
     name = Neo.name
     order = Neo.order
@@ -169,10 +169,12 @@ class Telling:
     def __init__(self, policy: Neo, step: OffloadStep) -> None:
         self._policy = policy
         self._step = step
+        self._in_dram: Mapping[RequestId, int] = {}
 
     def __call__(self, view: View) -> Plan:
         """The plan."""
-        composition = self._policy.compose(view)
+        composition = self._policy.compose(view, self._in_dram)
+        self._in_dram = composition.in_dram
         self._step.tell(composition.plan.turn, composition.in_dram, composition.second)
         return composition.plan
 

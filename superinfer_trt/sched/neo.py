@@ -1,32 +1,32 @@
 """`neo`: part of the requests decode with their KV in DRAM, their attention done by the CPU.
 
 The device pool of this policy is HBM (`hbm_blocks`) and behind it the DRAM that may be decoded from. Where
-a request's KV lies follows from the order of arrival alone (`split`): in HBM the longest prefix of the
-running ones that fits, in DRAM the others. So the last one in HBM leaves when blocks run short, and the
-first one in DRAM comes back when there is room. A turn:
+a request's KV lies is a function of where it lay before and of the order of arrival (`split`): the last one
+in HBM leaves when blocks run short; else the first one in DRAM comes back while there is room. A turn:
 
 1. All decodes in HBM are in. When the whole pool is short, or DRAM, the newest are dropped and recomputed.
-2. Prefills first come, first served: into HBM if nobody lies in DRAM and they fit, else "into DRAM", while
-   those of one step fit into HBM on their way and DRAM keeps room for all that lies in HBM.
+2. Prefills first come, first served: into HBM until one does not fit, then "into DRAM", while those of one
+   step fit into HBM on their way and DRAM keeps room for all that lies in HBM. So a new one may overtake
+   those who wait in DRAM for room.
 3. Two sub-batches: all prefills and decodes in HBM are in the first; decodes in DRAM are dealt one by one to
    the one with more room, while the CPU's attention hides behind the GPU (`neo_times.spare_ms`); who does
    not fit is passed over with all longer ones.
 4. Prefills into DRAM are taken back while the batch stays wide (`narrow_tokens`) and everything hides.
 5. The two of them, or only what lies in HBM: whichever gives more requests a millisecond of the GPU.
 
-A plan cannot say where a decode happens: `compose` tells it beside the plan, for the engine that does it.
-With `hbm_blocks` None all of the pool is HBM, so that nothing ever lies in DRAM: `fcfs`, for any engine.
+A plan cannot say where a decode happens, and a policy remembers nothing: `compose` tells the places beside
+the plan, for the engine that does it, and whoever keeps them hands them in again. With `hbm_blocks` None all
+of the pool is HBM, so that nothing ever lies in DRAM: `fcfs`, for any engine.
 
-Differs from its source: there a request comes back only while 5 % of HBM stay free, and a new one may take
-room in HBM although others lie in DRAM; here the prefix decides both. Prompts may be chunked, and blocks of
-a whole prompt are taken at admission. A request larger than HBM is refused.
+Differs from its source: who leaves HBM is the newest by arrival, there the last that came in. Prompts may be
+chunked, and blocks of a whole prompt are taken at admission. A request larger than HBM is refused.
 
 Source: NEO (MLSys 2025) and its published scheduler. Knows no slot and no clock. Stateless, any thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -38,6 +38,9 @@ from superinfer_trt.sched.budget import Budget
 from superinfer_trt.sched.fcfs import arrival, first_come_first_served, may_overcommit
 from superinfer_trt.sched.lag import whole
 from superinfer_trt.sched.neo_times import CpuTimes, SubBatch, rate, spare_ms
+
+RETURN_PERCENT = 95
+"""Of HBM, up to which requests come back from DRAM; the rest is left for growth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +85,30 @@ class Split(NamedTuple):
     dram_blocks: int
 
 
-def split(running: Iterable[Candidate], hbm_blocks: int, block_tokens: int) -> Split:
-    """The longest prefix that fits into HBM, and the others. The first is always in HBM: admission lets
-    nobody in whom HBM could not hold alone. O(running)."""
-    in_hbm: list[Candidate] = []
-    in_dram: list[Candidate] = []
-    hbm = dram = 0
-    for candidate in running:
-        blocks = candidate.device_blocks + _grows(candidate, block_tokens)
-        if not in_hbm or (not in_dram and hbm + blocks <= hbm_blocks):
-            in_hbm.append(candidate)
-            hbm += blocks
-        else:
-            in_dram.append(candidate)
-            dram += blocks
-    return Split(in_hbm, in_dram, hbm, dram)
+def split(
+    running: Sequence[Candidate], hbm_blocks: int, block_tokens: int, before: Collection[RequestId] = ()
+) -> Split:
+    """Who lies where, when those of `before` lay in DRAM: of nobody known, HBM holds the longest prefix that
+    fits. One is always in HBM: admission lets nobody in whom it could not hold alone. O(running)."""
+    blocks = {c.id: c.device_blocks + _grows(c, block_tokens) for c in running}
+    outside = {c.id for c in running if c.id in before}
+    inside = [c for c in running if c.id not in outside]
+    hbm, left = sum(blocks[c.id] for c in inside), False
+    while hbm > hbm_blocks and len(inside) > 1:
+        last = inside.pop()
+        outside.add(last.id)
+        hbm, left = hbm - blocks[last.id], True
+    if outside and not left:
+        room = hbm_blocks * RETURN_PERCENT // 100
+        for candidate in running:
+            if candidate.id in outside:
+                if hbm and hbm + blocks[candidate.id] > room:
+                    break
+                outside.remove(candidate.id)
+                hbm += blocks[candidate.id]
+    in_hbm = [c for c in running if c.id not in outside]
+    in_dram = [c for c in running if c.id in outside]
+    return Split(in_hbm, in_dram, hbm, sum(blocks[c.id] for c in in_dram))
 
 
 def _grows(candidate: Candidate, block_tokens: int) -> bool:
@@ -119,12 +131,12 @@ class Neo:
     def __call__(self, view: View) -> Plan:
         return self.compose(view).plan
 
-    def compose(self, view: View) -> Composition:
-        """The plan and who decodes where; as pure as the plan."""
+    def compose(self, view: View, before: Collection[RequestId] = ()) -> Composition:
+        """The plan and who decodes where; as pure as the plan. `before`: `in_dram` of the last turn."""
         hbm_blocks = self.parameters.hbm_blocks
         if hbm_blocks is None or hbm_blocks >= view.limits.device_blocks:
             return Composition(first_come_first_served(Budget(view)))
-        return _Turn(view, hbm_blocks, self._cpu, self.parameters.narrow_tokens).compose()
+        return _Turn(view, before, hbm_blocks, self._cpu, self.parameters.narrow_tokens).compose()
 
 
 class _Prefill(NamedTuple):
@@ -139,8 +151,16 @@ class _Prefill(NamedTuple):
 class _Turn:
     """One composition in the making: `compose`, once."""
 
-    def __init__(self, view: View, hbm_blocks: int, cpu: CpuTimes, narrow_tokens: int) -> None:
+    def __init__(
+        self,
+        view: View,
+        before: Collection[RequestId],
+        hbm_blocks: int,
+        cpu: CpuTimes,
+        narrow_tokens: int,
+    ) -> None:
         self._view = view
+        self._before = before
         self._hbm_blocks = hbm_blocks
         self._dram_blocks = view.limits.device_blocks - hbm_blocks
         self._cpu = cpu
@@ -153,7 +173,7 @@ class _Turn:
         running = [c for c in view.running if c.phase is not Phase.DECODE or c.remaining_tokens > 0]
         self._evicted, self._leaving = self._make_room(running)
         staying = [c for c in running if c.id not in self._evicted]
-        self._split = split(staying, hbm_blocks, view.limits.block_tokens)
+        self._split = split(staying, hbm_blocks, view.limits.block_tokens, before)
 
     def compose(self) -> Composition:
         """The turn."""
@@ -178,7 +198,7 @@ class _Turn:
     def _make_room(self, running: Sequence[Candidate]) -> tuple[Collection[RequestId], int]:
         """Whom a short pool drops, newest first, and the slots that are coming then."""
         budget = Budget(self._view)
-        found = split(running, self._hbm_blocks, self._view.limits.block_tokens)
+        found = split(running, self._hbm_blocks, self._view.limits.block_tokens, self._before)
         wanted = max(budget.shortage, found.dram_blocks - self._dram_blocks)
         if wanted > 0:
             budget.evict_newest(wanted)
@@ -212,7 +232,7 @@ class _Turn:
         if self._evicted or self._starved:
             return found
         hbm, dram, crossing = parts.hbm_blocks, parts.dram_blocks, 0
-        to_dram = bool(parts.in_dram)
+        to_dram = False
         for candidate in self._view.waiting:
             blocks = candidate.total_blocks
             if candidate.max_blocks > self._hbm_blocks:
@@ -292,7 +312,7 @@ class _Turn:
         """Plans those who were chosen, by the rules all policies keep (`Budget`)."""
         chosen = {c.id for c in (*decodes, *dealt)} | {p.candidate.id for p in prefills}
         view, parts = self._view, self._split
-        running = [c for c in (*parts.in_hbm, *parts.in_dram) if c.id in chosen]
+        running = [c for c in view.running if c.id in chosen]
         budget = Budget(
             replace(
                 view,

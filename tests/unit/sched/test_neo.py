@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from superinfer_trt.core.errors import ConfigError
@@ -24,13 +26,14 @@ class Seen:
     name = Neo.name
     order = Neo.order
 
-    def __init__(self, **parameters: object) -> None:
+    def __init__(self, before: Collection[int] = (), **parameters: object) -> None:
+        self.before = before
         chosen = {"host_tokens_per_ms": 1, "host_row_us": 0, "host_launch_ms": 1, **parameters}
         self.policy = Neo(NeoParameters(**chosen))
         self.composition: Composition | None = None
 
     def __call__(self, view: View):
-        self.composition = self.policy.compose(view)
+        self.composition = self.policy.compose(view, self.before)
         return self.composition.plan
 
 
@@ -48,6 +51,25 @@ def test_hbm_holds_the_longest_prefix_that_fits_with_its_next_token() -> None:
     assert parts == ([one, two], [three], 5, 1), "2 blocks, and 2 that grow to 3"
     assert split((one, two, three), 4, BLOCK) == ([one], [two, three], 2, 4), "a prefix, not a best fit"
     assert split((one, two, three), 1, BLOCK).in_hbm == [one], "the first has to lie somewhere"
+
+
+def test_who_lay_in_dram_comes_back_first_come_first_served_while_a_twentieth_stays_free() -> None:
+    four = [decode(id, 14, since=0) for id in (1, 2, 3, 4)]  # 4 blocks each
+    ids = [[c.id for c in side] for side in split(four, 16, BLOCK, {2, 3})[:2]]
+    assert ids == [[1, 2, 4], [3]], "12 of 15; 3 would make it 16"
+    assert split(four, 17, BLOCK, {2, 3}).in_dram == []
+    assert [c.id for c in split(four, 11, BLOCK, {2}).in_dram] == [2, 4], "who leaves makes no room for 2"
+    assert [c.id for c in split(four, 3, BLOCK, {1, 2, 3, 4}).in_hbm] == [1], "HBM is never empty"
+
+
+def test_a_new_one_may_overtake_who_waits_in_dram() -> None:
+    """8 of 10 blocks are taken: 3 with 2 would be above 95 %, a new one of 2 may fill HBM."""
+    inside = (*(decode(id, 14, since=0, came=id) for id in (1, 2)), decode(3, 6, since=0, came=3))
+    kept = Seen({3}, hbm_blocks=10, host_launch_ms=1_000, narrow_tokens=1)
+    plan = plan_of(kept, *inside, waiting(4, 6, since=4), now=10, device=40, host=0, forecast=FORECAST)
+    assert line(plan) == "admit=4 prefill=4:0+6 decode=1,2"
+    assert kept.composition is not None
+    assert kept.composition.in_dram == {3: 6}
 
 
 def test_without_a_part_in_dram_it_is_fcfs() -> None:
@@ -129,7 +151,7 @@ def test_prefills_into_dram_cross_hbm_and_leave_room_for_it() -> None:
 def test_a_prefill_into_dram_stays_where_attention_hides_behind_it() -> None:
     """18 + 1 ms on the CPU hide behind a first sub-batch of 10 + 2 + 8 ms, and not behind one of 11."""
     inside = (IN_HBM[0], decode(2, 17, since=0, came=2), waiting(3, 8, since=3))
-    text, composition = composed(*inside, device=40, hbm_blocks=5, narrow_tokens=1)
+    text, composition = composed(*inside, device=40, hbm_blocks=3, narrow_tokens=1)
     assert text == "admit=3 prefill=3:0+8 decode=1,2"
     assert composition.second == {2}
     assert composition.in_dram == {2: 17, 3: 0}
