@@ -21,7 +21,7 @@ from superinfer_trt.sim.report.metric import (
     Metric,
 )
 from superinfer_trt.sim.report.panel import Ablation, Frontier, ParameterStudy, Point
-from superinfer_trt.sim.report.study import Setting, Study, written
+from superinfer_trt.sim.report.study import Setting, Spread, Study, written
 from superinfer_trt.sim.report.style import DASHED, DOTTED, SOLID, Theme, look_of
 from superinfer_trt.sim.report.table import rate_label
 
@@ -141,12 +141,12 @@ def parameter_plot(study: Study, found: ParameterStudy, theme: Theme, head: str)
     columns = len(found.rates)
     figure, axes = _figure(theme, head, 2, columns, (3.0 + 3.0 * columns, 6.2), sharex=True, sharey="row")
     own = study.value(Setting(found.policy), found.parameter)
-    look = look_of(found.policy)
+    main = look_of(found.policy).colour(theme)
     lines = (
-        (0, TTFT, look.colour(theme), SOLID, "o"),
+        (0, TTFT, main, SOLID, "o"),
         (0, TBT, theme.faint, DASHED, "s"),
-        (0, JOINT, look.colour(theme), DOTTED, "D"),
-        (1, TTFT_P99, look.colour(theme), SOLID, "o"),
+        (0, JOINT, main, DOTTED, "D"),
+        (1, TTFT_P99, main, SOLID, "o"),
         (1, TBT_P99, theme.faint, DASHED, "s"),
     )
     for column, rate in enumerate(found.rates):
@@ -156,23 +156,16 @@ def parameter_plot(study: Study, found: ParameterStudy, theme: Theme, head: str)
         upper.set_ylim(*SHARE_LIMITS)
         lower.set_yscale("log")
         for row, metric, colour, dash, marker in lines:
-            cells = [(at, study.spread(s, rate, metric)) for at, (_, s) in enumerate(found.values)]
-            there = [(at, spread) for at, spread in cells if spread and (row == 0 or spread.mean > 0)]
-            axis = axes[row][column]
-            places = [at for at, _ in there]
-            low, high = [s.low for _, s in there], [s.high for _, s in there]
-            axis.fill_between(places, low, high, color=colour, alpha=0.16, linewidth=0)
-            axis.plot(
-                places,
-                [spread.mean for _, spread in there],
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=5,
-                markerfacecolor=colour if dash is not DOTTED else theme.ground,
-                linewidth=1.8,
-                label=_SHORT.get(metric, metric.title),
+            spreads = [study.spread(setting, rate, metric) for _, setting in found.values]
+            there = [(at, s) for at, s in enumerate(spreads) if s and (row == 0 or s.mean > 0)]
+            apart = [(at, s) for at, s in there if found.values[at][0] is None]
+            label = _SHORT.get(metric, metric.title)
+            look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
+            look["markerfacecolor"] = theme.ground if dash is DOTTED else colour
+            _parameter_line(
+                axes[row][column], there[len(apart) :], look | {"linestyle": dash, "label": label}
             )
+            _parameter_line(axes[row][column], apart, look)  # automatic is no value on the scale
         for at, (value, _) in enumerate(found.values):
             if value == own:
                 for axis in (upper, lower):
@@ -186,6 +179,18 @@ def parameter_plot(study: Study, found: ParameterStudy, theme: Theme, head: str)
             loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9, labelcolor=theme.ink
         )
     return _png(figure)
+
+
+def _parameter_line(axis: Axes, points: Sequence[tuple[int, Spread]], look: dict[str, Any]) -> None:
+    if not points:
+        return
+    places = [at for at, _ in points]
+    low, high = [spread.low for _, spread in points], [spread.high for _, spread in points]
+    if len(points) > 1:
+        axis.fill_between(places, low, high, color=look["color"], alpha=0.16, linewidth=0)
+    else:
+        axis.vlines(places, low, high, color=look["color"], alpha=0.5, linewidth=2.5)
+    axis.plot(places, [spread.mean for _, spread in points], **look)
 
 
 def _value(value: Any, own: Any) -> str:

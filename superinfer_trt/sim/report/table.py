@@ -1,6 +1,7 @@
 """Tables of a study: policies x rates for each metric, and every other setting in one.
 
-The best of a column is marked, and all that are written alike with it. Pure, any thread.
+The best of a column is marked, and all that are written alike with it; where all are, nobody is best.
+Pure, any thread.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _most_seeds(columns: Sequence[Sequence[Spread | None]]) -> int:
 def _cells(column: Sequence[Spread | None], metric: Metric, seeds: int, *, mark: bool = True) -> list[Cell]:
     means = [spread.mean for spread in column if spread]
     best = ""
-    if mark and metric.better and len(means) > 1:
+    if mark and metric.better and len({metric.written(mean) for mean in means}) > 1:
         best = metric.written(max(means) if metric.better > 0 else min(means))
     cells = []
     for spread in column:

@@ -103,6 +103,13 @@ def test_the_table_marks_the_best_of_each_column_and_its_equals() -> None:
     )
 
 
+def test_where_all_are_alike_nobody_is_best() -> None:
+    (study,) = studies(made(line("fcfs", 5, ttft=1.0), line("rotasched", 5, ttft=0.9999)), DEFAULTS)
+    table = metric_table(study, TTFT)
+    assert table is not None
+    assert [(row.cells[0].text, row.cells[0].best) for row in table.rows] == [("100.0", False)] * 2
+
+
 def test_less_is_better_for_times_and_amounts_have_no_best() -> None:
     lines = [line("fcfs", 5, longest_gap_s=2.0), line("rotasched", 5, longest_gap_s=1.0)]
     (study,) = studies(made(*lines), DEFAULTS)
