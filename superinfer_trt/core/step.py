@@ -21,6 +21,9 @@ class Direction(Enum):
     D2H = "d2h"  # HBM -> DRAM
     H2D = "h2d"  # DRAM -> HBM
 
+    # As of Phase: Enum's own hash is a call in Python, and every copy is looked up by its direction.
+    __hash__ = object.__hash__
+
 
 class CopyKind(Enum):
     """Why a group of blocks crosses the link."""

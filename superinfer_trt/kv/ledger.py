@@ -203,14 +203,14 @@ class KvLedger:
     def _rotate_out(self, chain: Chain) -> list[Copy]:
         """Only dirty blocks cross the link; the device slots are held until the copies have landed, so
         that a failed copy loses nothing."""
+        flying, synced, host = chain.flying, chain.synced, chain.host
         dirty = [
             index
             for index in range(chain.sent, chain.blocks)  # those before are synced or on their way
-            if index not in chain.flying
-            and (index >= len(chain.synced) or chain.synced[index] < chain.will_fill(index))
+            if index not in flying and (index >= len(synced) or synced[index] < chain.will_fill(index))
         ]
         for index in dirty:
-            if index >= len(chain.host) or chain.host[index] == NO_SLOT:
+            if index >= len(host) or host[index] == NO_SLOT:
                 chain.own_host(index, self._take_host())
         self._leaving_slots += len(chain.device)
         if not dirty:
@@ -238,8 +238,9 @@ class KvLedger:
         copy = Copy(chain.id, kind, host if inward else device, device if inward else host, after)
         if not inward:
             chain.flying.update(blocks)
+            synced = chain.synced
             for index in blocks:
-                chain.synced[index] = 0  # until it has landed, the host slot may hold anything
+                synced[index] = 0  # until it has landed, the host slot may hold anything
         self._handed_out[copy] = _Flight(chain, kind, blocks)
         chain.flights += 1
         self._count_backing(chain)

@@ -46,7 +46,6 @@ class Roster:
         self._promised_blocks = 0
         self._promised_heap: list[tuple[int, RequestId]] = []  # (-max_blocks, id), lazily cleaned
         self._promised: set[RequestId] = set()
-        self.moving: set[RequestId] = set()  # ROTATING_OUT or ROTATING_IN
 
     # -- what the view is made of ------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ class Roster:
     # -- classes -----------------------------------------------------------------------------------
 
     def _place(self, sequence: Sequence) -> None:
-        """Puts a record into the class of its phase."""
+        """Puts a record into the class of its phase; those on the link are in none."""
         phase = sequence.phase
         if phase in RUNNING:
             self.running.add(sequence)
@@ -101,8 +100,6 @@ class Roster:
         elif phase is Phase.ROTARY:
             self.rotary.add(sequence)
             self._rotary_blocks += sequence.total_blocks
-        elif phase is not Phase.FINISHED:
-            self.moving.add(sequence.id)
         if self._lanes is not None and phase in OUTSIDE:
             self._lanes.add(sequence)
 
@@ -117,8 +114,6 @@ class Roster:
         elif phase is Phase.ROTARY:
             self.rotary.remove(sequence)
             self._rotary_blocks -= sequence.total_blocks
-        else:
-            self.moving.discard(sequence.id)
         if self._lanes is not None and phase in OUTSIDE:
             self._lanes.remove(sequence)
 

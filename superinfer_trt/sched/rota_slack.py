@@ -146,15 +146,15 @@ class RotaSlack:
         found = _Residents()
         stint = self.parameters.min_stint_tokens
         late_until, ahead_from = view.now - self._lost, view.now + self._ahead_min
-        tightest, decode = found.tightest, Phase.DECODE
+        decode = Phase.DECODE
         held, late, ahead = found.held, found.late, found.ahead
+        paces: set[Nanos] = set()
         rows = context_tokens = late_blocks = ahead_blocks = 0
         for candidate in view.running:
             blocks, tenant, slo = candidate.device_blocks, candidate.tenant, candidate.slo
             held[tenant] = held.get(tenant, 0) + blocks
             tbt = slo.tbt
-            if tbt < tightest:
-                tightest = tbt
+            paces.add(tbt)
             if candidate.phase is not decode:
                 continue
             rows += 1
@@ -169,7 +169,8 @@ class RotaSlack:
             elif until > ahead_from and candidate.stint_tokens >= stint:
                 ahead.append((-until, candidate.id, candidate))
                 ahead_blocks += blocks
-        found.rows, found.context_tokens, found.tightest = rows, context_tokens, tightest
+        found.rows, found.context_tokens = rows, context_tokens
+        found.tightest = min(paces, default=found.tightest)
         found.late_blocks, found.ahead_blocks = late_blocks, ahead_blocks
         return found
 
