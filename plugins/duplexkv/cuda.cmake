@@ -6,11 +6,13 @@ find_program(SUPERINFER_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin DOC "nvc
 
 target_sources(duplexkv_core PRIVATE
   src/cuda_batch.cpp
+  src/cuda_c_api.cpp
   src/cuda_device.cpp
   src/cuda_driver.cpp
   src/cuda_gpu.cpp
   src/cuda_image.cpp
   src/cuda_launch.cpp
+  src/cuda_parts.cpp
   src/cuda_trial.cpp
   src/host_memory.cpp
   src/route.cpp)

@@ -1,15 +1,14 @@
 // The C face: argument checks, and exceptions turned into status values.
-#include <algorithm>
 #include <cstddef>
-#include <cstring>
-#include <exception>
-#include <new>
+#include <utility>
 
 #include "arena.hpp"
 #include "copy.hpp"
+#include "cuda_parts.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 #include "registry.hpp"
+#include "structs.hpp"
 
 struct dkv_arena {
   std::unique_ptr<duplexkv::Arena> arena;
@@ -22,42 +21,13 @@ struct dkv_engine {
 namespace {
 
 using duplexkv::fail;
+using duplexkv::guarded;
+using duplexkv::import_struct;
 using duplexkv::Status;
 
 // What version 0.1 had: a caller compiled with it is understood.
 constexpr std::size_t kConfigBytesMin = offsetof(dkv_config, cuda_device);
 constexpr std::size_t kSubmissionBytesMin = offsetof(dkv_submission, flags);
-
-template <typename Body>
-dkv_status guarded(Body body) noexcept {
-  try {
-    return static_cast<dkv_status>(body());
-  } catch (const std::bad_alloc&) {
-    return static_cast<dkv_status>(fail(Status::NoMemory, "out of memory"));
-  } catch (const std::exception& error) {
-    return static_cast<dkv_status>(fail(Status::Internal, "%s", error.what()));
-  }
-}
-
-// Takes over a caller's struct of the caller's size. The rest of a shorter one is 0; what a longer
-// one adds must be 0, or it would ask for something this library does not know.
-template <typename Struct>
-Status import_struct(const char* name, const Struct* given, std::size_t size_min, Struct* out) {
-  if (given == nullptr) return fail(Status::Invalid, "%s: NULL", name);
-  const std::size_t size = given->struct_size;
-  if (size < size_min) {
-    return fail(Status::Invalid, "%s: struct_size %zu < %zu", name, size, size_min);
-  }
-  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  if (size > sizeof(Struct) &&
-      std::any_of(bytes + sizeof(Struct), bytes + size, [](unsigned char b) { return b != 0; })) {
-    return fail(Status::Unsupported, "%s: struct_size %zu with fields that version %d.%d has not",
-                name, size, DKV_VERSION_MAJOR, DKV_VERSION_MINOR);
-  }
-  std::memset(out, 0, sizeof(Struct));
-  std::memcpy(out, given, std::min(size, sizeof(Struct)));
-  return Status::Ok;
-}
 
 Status check_engine(const dkv_engine* engine) {
   return engine == nullptr ? fail(Status::Invalid, "engine: NULL") : Status::Ok;
@@ -173,13 +143,18 @@ dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
     dkv_config known;
     Status status = import_struct("config", config, kConfigBytesMin, &known);
     if (status != Status::Ok) return status;
-    if (known.backend != DKV_BACKEND_HOST) {
+    if (known.backend > DKV_BACKEND_CUDA) {
       return fail(Status::Unsupported, "backend: %u is not in this build", known.backend);
     }
     auto handle = std::make_unique<dkv_engine>();
     duplexkv::EngineParts parts;
-    for (auto& backend : parts.backends)
-      backend = duplexkv::make_host_backend();
+    if (known.backend == DKV_BACKEND_CUDA) {
+      status = duplexkv::cuda::make_gpu(known, &parts.gpu);
+      if (status != Status::Ok) return status;
+    } else {
+      for (auto& backend : parts.backends)
+        backend = duplexkv::make_host_backend();
+    }
     status = duplexkv::Engine::create(to_engine_config(known), std::move(parts), &handle->engine);
     if (status == Status::Ok) *out = handle.release();
     return status;
@@ -288,18 +263,10 @@ dkv_status dkv_get_stats(const dkv_engine* engine, uint32_t direction, dkv_stats
     Status status = check_engine(engine);
     if (status == Status::Ok) status = check_direction(direction);
     if (status != Status::Ok) return status;
-    if (stats == nullptr || stats->struct_size < sizeof(uint32_t)) {
-      return fail(Status::Invalid, "stats: NULL or struct_size not set");
-    }
-    // The caller's struct may be shorter or longer than ours: fill what both know, 0 the rest.
     dkv_stats filled{};
-    const std::uint32_t size = stats->struct_size;
-    filled.struct_size = size;
     status = engine->engine->stats(static_cast<duplexkv::Direction>(direction), &filled);
     if (status != Status::Ok) return status;
-    std::memset(stats, 0, size);
-    std::memcpy(stats, &filled, std::min<std::size_t>(size, sizeof(filled)));
-    return Status::Ok;
+    return duplexkv::export_struct("stats", filled, stats);
   });
 }
 

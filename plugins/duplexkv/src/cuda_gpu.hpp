@@ -68,6 +68,7 @@ class CudaGpu final : public Gpu {
   bool capturing(Stream stream) noexcept override;
   void drain(Stream stream) noexcept override;
 
+  [[nodiscard]] const Device& device() const noexcept { return *device_; }
   [[nodiscard]] const DeviceFacts& facts() const noexcept { return device_->facts(); }
   [[nodiscard]] const RouteTable& routes() const noexcept { return table_; }
   [[nodiscard]] bool batch() const noexcept { return batch_; }

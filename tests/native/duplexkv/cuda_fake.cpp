@@ -268,10 +268,12 @@ Result host_unregister(void*) {
   gone("registration");
   return kSuccess;
 }
-Result pointer_get_attribute(void* out, int attribute, DevicePtr) {
+Result pointer_get_attribute(void* out, int attribute, DevicePtr pointer) {
   FAKE(pointer_get_attribute);
   CHECK(attribute == kMemoryTypeAttribute);
-  *static_cast<unsigned*>(out) = kMemoryTypeHost;
+  if (pointer >= state->pageable_from) return kInvalidValue;
+  const bool device = pointer - state->device_base < state->device_bytes;
+  *static_cast<unsigned*>(out) = device ? kMemoryTypeDevice : kMemoryTypeHost;
   return kSuccess;
 }
 Result address_reserve(DevicePtr* out, std::size_t bytes, std::size_t, DevicePtr,

@@ -24,7 +24,10 @@ struct FakeCuda {
                                 {duplexkv::cuda::kHostNumaMemory, 1}};
   int devices = 1;
   int driver_version = 13000;
-  std::uint64_t node_bytes = UINT64_MAX;  // what memory_create gives in all
+  std::uintptr_t device_base = 0;  // what pointer_get_attribute calls the GPU's
+  std::uint64_t device_bytes = 0;
+  std::uintptr_t pageable_from = UINTPTR_MAX;  // addresses it knows nothing of
+  std::uint64_t node_bytes = UINT64_MAX;       // what memory_create gives in all
 
   // ---- faults ----
   std::int64_t fail_at = -1;  // the call of this number, from 0

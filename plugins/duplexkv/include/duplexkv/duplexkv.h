@@ -101,11 +101,12 @@ typedef struct dkv_config {
   uint64_t queue_bytes_max;       /* of one lane; one larger submit may go alone; default 1 GiB */
   uint64_t slice_bytes_max;       /* default and upper limit 32 MiB */
   /* DKV_BACKEND_CUDA only. */
-  int32_t cuda_device;          /* ordinal */
-  uint32_t cuda_route;          /* dkv_route; DKV_ROUTE_AUTO: as measured */
-  uint32_t cuda_sms_max;        /* multiprocessors the copy kernels may take; default 4 */
-  uint32_t cuda_batch;          /* dkv_batch */
-  const char* cuda_routes_file; /* keeps what was measured for the next start; NULL: nowhere */
+  int32_t cuda_device;            /* ordinal */
+  uint32_t cuda_route;            /* dkv_route; DKV_ROUTE_AUTO: as measured */
+  uint32_t cuda_sms_max;          /* multiprocessors the copy kernels may take; default 4 */
+  uint32_t cuda_batch;            /* dkv_batch */
+  const char* cuda_routes_file;   /* keeps what was measured for the next start; NULL: nowhere */
+  uint64_t cuda_host_chunk_bytes; /* no copy may cross a multiple of it from host_base; 0: any */
 } dkv_config;
 
 /* `group_count` groups; group g copies source[i] -> target[i] for i in
