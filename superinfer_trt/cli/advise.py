@@ -169,13 +169,15 @@ class Adviser:
         advice = self._advice
         settings = list(self._curves)
         if not self._search(settings, RATES_SHARE):
-            ours = self._search(settings[:1], RATES_SHARE)
-            whose = f" of {advice.beside.policy}" if ours else ""
-            advice.left_out.append(f"part of the search for the highest rates{whose}; the table has brackets")
+            self._search(settings[:1], RATES_SHARE)
+        self._tune()
+        settings = [advice.setting, advice.beside]
+        self._search(settings[:1], TUNING_SHARE)  # with what time is left
+        if not self._search(settings, TUNING_SHARE):
+            advice.left_out.append("part of the search for the highest rates; the table has brackets")
         if self._best_rps() is None:
-            advice.notes.append("parameters and pools were not looked for: no rate keeps a target")
+            advice.notes.append("pools were not looked for: no rate keeps a target")
         else:
-            self._tune()
             self._size()
             self._confirm()
         for setting, curve in self._curves.items():

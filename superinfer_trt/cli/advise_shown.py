@@ -258,7 +258,8 @@ def _tuning_words(advice: Advice) -> Iterator[str]:
             f"held-out seeds against {tuning['held_out_default']:.2%}: noise, or no gain at both targets."
         )
     elif tuning["tried"]:
-        yield f"Parameters: as they are. {at}; none was judged better."
+        none = "none was better" if tuning["complete"] else "time ran out before one was judged"
+        yield f"Parameters: as they are. {at}; {none}."
 
 
 def _pool_words(pools: dict[str, Any], job: Job) -> Iterator[str]:
@@ -286,16 +287,19 @@ def _pool_words(pools: dict[str, Any], job: Job) -> Iterator[str]:
 def _curve_table(title: str, rows: list[Row]) -> Any:
     from rich.table import Table
 
-    names = ("RPS", "requests", "joint %", "worst seed %", "TTFT %", "TBT %", "longest prompts' TTFT %")
-    table = Table(*names, "P99 TTFT s", "P99 gap ms", "longest gap s", title=title, title_justify="left")
+    # Without lines, and with words that break into columns of eight, so that 80 columns hold it.
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    names = ("RPS", "requests", "joint %", "worst seed %", "TTFT %", "TBT %", "longest prompts TTFT %")
+    for name in (*names, "P99 TTFT s", "P99 gap ms", "longest gap s"):
+        table.add_column(name, min_width=max(map(len, name.split())))
     for row in rows:
         table.add_row(
             f"{row.rps:g}",
             f"{row.requests:,}",
             f"{100 * row.joint_mean:.2f}",
-            f"{100 * row.joint_lowest:.2f}",
-            f"{100 * row.ttft_attainment:.2f}",
-            f"{100 * row.tbt_attainment:.2f}",
+            f"{100 * row.joint_lowest:.1f}",
+            f"{100 * row.ttft_attainment:.1f}",
+            f"{100 * row.tbt_attainment:.1f}",
             f"{100 * row.longest_prompts:.1f}",
             "-" if row.ttft_p99_s is None else f"{row.ttft_p99_s:.2f}",
             "-" if row.tbt_p99_ms is None else f"{row.tbt_p99_ms:.0f}",
