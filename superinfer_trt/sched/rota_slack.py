@@ -147,12 +147,11 @@ class RotaSlack:
         stint = self.parameters.min_stint_tokens
         late_until, ahead_from = view.now - self._lost, view.now + self._ahead_min
         decode = Phase.DECODE
-        held, late, ahead = found.held, found.late, found.ahead
+        late, ahead = found.late, found.ahead
         paces: set[Nanos] = set()
         rows = context_tokens = late_blocks = ahead_blocks = 0
         for candidate in view.running:
-            blocks, tenant, slo = candidate.device_blocks, candidate.tenant, candidate.slo
-            held[tenant] = held.get(tenant, 0) + blocks
+            blocks, slo = candidate.device_blocks, candidate.slo
             tbt = slo.tbt
             paces.add(tbt)
             if candidate.phase is not decode:
@@ -204,7 +203,8 @@ class RotaSlack:
         right = limits.device_blocks * self._late_share // THOUSAND
         spared, spare_blocks = residents.spared(right, self.parameters.min_stint_tokens)
         ahead = residents.ahead_blocks
-        turn = _Turn(budget, residents.held, self._weights, self._transfer_blocks(view))
+        held = _held(view.running) if len(lanes) > 1 else {}  # one tenant is always first
+        turn = _Turn(budget, held, self._weights, self._transfer_blocks(view))
         most = limits.device_blocks // 16
         turn.reserve = min(budget.runners // limits.block_tokens + 1, most)  # by which residents grow
         soon = now + self._guard
@@ -250,13 +250,12 @@ class RotaSlack:
 class _Residents:
     """What one walk over the running ones found."""
 
-    __slots__ = ("ahead", "ahead_blocks", "context_tokens", "held", "late", "late_blocks", "rows", "tightest")
+    __slots__ = ("ahead", "ahead_blocks", "context_tokens", "late", "late_blocks", "rows", "tightest")
 
     def __init__(self) -> None:
         self.rows = 0  # decoding ones
         self.context_tokens = 0  # that they read
         self.tightest: Nanos = 1 << 62  # TBT objective
-        self.held: dict[str, int] = {}  # tenant -> device blocks
         self.late: list[Candidate] = []
         self.late_blocks = 0
         # Who may leave because the reader would not notice: (-due, id, who).
@@ -384,6 +383,14 @@ class _Turn:
         self._taken += blocks
         self._named.add(candidate.id)
         self._held[candidate.tenant] = self._held.get(candidate.tenant, 0) + blocks
+
+
+def _held(running: Iterable[Candidate]) -> dict[str, int]:
+    """Device blocks by tenant."""
+    held: dict[str, int] = {}
+    for candidate in running:
+        held[candidate.tenant] = held.get(candidate.tenant, 0) + candidate.device_blocks
+    return held
 
 
 def due(candidate: Candidate) -> Nanos:
