@@ -13,7 +13,9 @@ find_path(TENSORRT_CUDA_INCLUDE_DIR cuda_runtime_api.h
 mark_as_advanced(TENSORRT_INCLUDE_DIR TENSORRT_CUDA_INCLUDE_DIR)
 
 set(TensorRTHeaders_VERSION "")
-if(TENSORRT_INCLUDE_DIR)
+if(NOT EXISTS "${TENSORRT_INCLUDE_DIR}/NvInferVersion.h")
+  set(TENSORRT_INCLUDE_DIR "TENSORRT_INCLUDE_DIR-NOTFOUND")
+else()
   file(STRINGS "${TENSORRT_INCLUDE_DIR}/NvInferVersion.h" _lines REGEX "#define [A-Z_]+_(MAJOR|MINOR|PATCH)")
   foreach(_part MAJOR MINOR PATCH)
     # Newer headers say NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE, and the number one line above.
