@@ -43,7 +43,7 @@ set(nvcc_flags -std=c++20 -O3 --threads 2 -allow-unsupported-compiler -ccbin ${C
   -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90
   -gencode=arch=compute_100,code=sm_100 -gencode=arch=compute_120,code=[sm_120,compute_120])
 if(SUPERINFER_WERROR)
-  list(APPEND nvcc_flags -Werror all-warnings)
+  list(APPEND nvcc_flags -Werror all-warnings -Xptxas -warn-spills)
 endif()
 if(SUPERINFER_CUDA STREQUAL "ON")
   list(APPEND nvcc_flags -Xptxas -v) # registers and spills of each kernel

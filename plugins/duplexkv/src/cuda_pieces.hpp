@@ -25,8 +25,8 @@ inline constexpr std::uint32_t kBulkBytes = 16;
 // Large enough that its cost of starting is lost in it, small enough that many are in the air.
 inline constexpr std::uint32_t kPieceBytes = 16 << 10;
 inline constexpr unsigned kWarpLanes = 32;
-inline constexpr unsigned kRegisterThreads = 1024;  // of one block
-inline constexpr unsigned kBulkThreads = 64;        // a warp for the ring, a warp for the rest
+inline constexpr unsigned kRegisterThreads = 512;  // of one block; 64 KiB in the air
+inline constexpr unsigned kBulkThreads = 64;       // a warp for the ring, a warp for the rest
 // Stages of the ring whose bytes are on their way out while the others are being filled.
 inline constexpr unsigned kStagesLeaving = 2;
 inline constexpr unsigned kStagesMin = kStagesLeaving + 1;
