@@ -52,7 +52,7 @@ class Setup:
 
     hardware: Hardware
     model: ModelShape
-    policy: str = "rotasched"
+    policy: str = "rota-slack"
     parameters: Mapping[str, object] = field(default_factory=dict)
     depth: int | None = None
     link: str | None = None

@@ -94,7 +94,7 @@ class SchedulingSection(_Section):
     """Who runs when."""
 
     policy: str = Field(
-        default="rotasched", pattern=r"^[a-z0-9_-]{1,64}$", description="name of the scheduling policy"
+        default="rota-slack", pattern=r"^[a-z0-9_-]{1,64}$", description="name of the scheduling policy"
     )
     parameters: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="of the policy, by the names it knows"

@@ -33,7 +33,7 @@ def simulate(*, perfetto: Path | None, as_json: bool, **values: Any) -> int:
     """Run the production scheduler, ledger and executor on modelled hardware.
 
     Example: superinfer-trt simulate --hardware gh200-144gb --model qwen2.5-32b --trace sharegpt
-    --rps 20 --seed 42 --policy rotasched --json
+    --rps 20 --seed 42 --policy rota-slack --json
     """
     job = make_job(values)
     if perfetto is not None and not perfetto.parent.is_dir():

@@ -50,7 +50,7 @@ class Job:
     ttft_slo_s: float = 5.0
     tbt_slo_ms: float = 100.0
     seed: int = 42
-    policy: str = "rotasched"
+    policy: str = "rota-slack"
     policy_params: dict[str, Any] = field(default_factory=dict)
     depth: int | None = None
     link: str | None = None
@@ -91,7 +91,7 @@ FLAGS: dict[str, tuple[str, Any, str]] = {
     "--ttft-slo-s": ("ttft_slo_s", click.FloatRange(0, min_open=True), "Objective of the first token [5]."),
     "--tbt-slo-ms": ("tbt_slo_ms", click.FloatRange(0, min_open=True), "Objective between tokens [100]."),
     "--seed": ("seed", int, "Of arrivals and everything drawn [42]."),
-    "--policy": ("policy", str, "Scheduling policy [rotasched]."),
+    "--policy": ("policy", str, "Scheduling policy [rota-slack]."),
     "--depth": ("depth", click.IntRange(1, 2), "1: synchronous engine, 2: pipelined; else the policy's own."),
     "--link": ("link", str, "duplex | merged-kernels | merged-segments | naive | naive-blocking | free."),
     "--unlimited-allowance": (

@@ -117,7 +117,7 @@ def test_rotation_keeps_first_tokens_in_time_where_fcfs_does_not() -> None:
 
 def test_naive_copies_cost_what_duplex_saves() -> None:
     items = make_items(synthetic_lengths("sharegpt", 300, 1), Arrivals(20, 15))
-    setup = Setup(GH200, QWEN, hbm_blocks=3_000, parameters={"transfer_blocks": 400, "min_stint_tokens": 1})
+    setup = Setup(GH200, QWEN, "rotasched", {"transfer_blocks": 400}, hbm_blocks=3_000)
     setup = replace(setup, unlimited_allowance=True)
     duplex, naive = (
         evaluate(simulate(replace(setup, link=link), items)[1]).tbt_attainment for link in ("duplex", "naive")

@@ -63,7 +63,7 @@ def test_flags_win_over_yaml(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     config = tmp_path / "c.yaml"
     config.write_text(
         f"trace: {trace}\nmodel: llama-3-8b\nclasses: ['a:1:1:50']\n"
-        "policy_params: {alpha: 1, beta_tbt: 0.5}\n"
+        "policy: rotasched\npolicy_params: {alpha: 1, beta_tbt: 0.5}\n"
     )
     found = figures(capsys, "--config", str(config), "--model", "qwen2.5-32b", "--policy-param", "alpha=2")
     assert found["model"] == "qwen2.5-32b"
