@@ -6,6 +6,7 @@
 #include "copy.hpp"
 #include "cuda_parts.hpp"
 #include "engine.hpp"
+#include "engine_port.hpp"
 #include "error.hpp"
 #include "registry.hpp"
 #include "structs.hpp"
@@ -165,8 +166,15 @@ void dkv_engine_destroy(dkv_engine* engine) {
   if (engine == nullptr) return;
   // In a fork's child there are no lanes to join and their locks may be held for ever: leave it.
   if (engine->engine->forked()) return;
-  duplexkv::Registry::instance().forget(engine);
+  duplexkv::Registry::instance().forget(engine->engine.get());
   delete engine;
+}
+
+dkv_status dkv_engine_publish(const char* key, dkv_engine* engine) {
+  return guarded([&] {
+    const Status status = check_engine(engine);
+    return status == Status::Ok ? duplexkv::publish_engine(key, engine->engine.get()) : status;
+  });
 }
 
 dkv_status dkv_submit(dkv_engine* engine, const dkv_submission* submission, int64_t* first_ticket) {

@@ -25,7 +25,7 @@ void dkv_berth::Visit::leave() noexcept {
   if (berth_->inside_.fetch_sub(1) == 1 && !berth_->open_.load()) berth_->inside_.notify_all();
 }
 
-Status dkv_berth::open(const dkv_port& port, const dkv_engine* engine) noexcept {
+Status dkv_berth::open(const dkv_port& port, const duplexkv::Engine* engine) noexcept {
   if (open_.load()) return fail(Status::Busy, "key: another engine is published as \"%s\"", key());
   port_ = port;
   engine_ = engine;
@@ -102,7 +102,7 @@ Status Registry::lookup(const char* key, dkv_berth** out) {
   return find(key, out);
 }
 
-Status Registry::publish(const char* key, const dkv_port& port, const dkv_engine* engine) {
+Status Registry::publish(const char* key, const dkv_port& port, const Engine* engine) {
   const std::lock_guard guard(lock_);
   dkv_berth* berth = nullptr;
   const Status status = find(key, &berth);
@@ -117,7 +117,7 @@ Status Registry::withdraw(const char* key) {
   return status;
 }
 
-void Registry::forget(const dkv_engine* engine) noexcept {
+void Registry::forget(const Engine* engine) noexcept {
   const std::lock_guard guard(lock_);
   for (const auto& [key, berth] : berths_) {
     if (berth->engine() == engine) berth->close();

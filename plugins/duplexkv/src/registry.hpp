@@ -14,6 +14,10 @@
 #include "duplexkv/registry.h"
 #include "error.hpp"
 
+namespace duplexkv {
+class Engine;
+}
+
 // Opaque to C. A port is written while the berth is closed and nobody is inside, and read inside.
 struct dkv_berth {
  public:
@@ -38,9 +42,9 @@ struct dkv_berth {
   dkv_berth& operator=(const dkv_berth&) = delete;
 
   // Under the table's lock.
-  duplexkv::Status open(const dkv_port& port, const dkv_engine* engine) noexcept;
+  duplexkv::Status open(const dkv_port& port, const duplexkv::Engine* engine) noexcept;
   void close() noexcept;
-  [[nodiscard]] const dkv_engine* engine() const noexcept { return engine_; }
+  [[nodiscard]] const duplexkv::Engine* engine() const noexcept { return engine_; }
 
   duplexkv::Status step(std::int64_t turn, std::span<const std::int64_t> tickets) noexcept;
   duplexkv::Status ticket(std::uint32_t group, std::int64_t* out) const noexcept;
@@ -52,7 +56,7 @@ struct dkv_berth {
   std::atomic<std::uint32_t> inside_{0};
   std::atomic<bool> open_{false};
   dkv_port port_{};
-  const dkv_engine* engine_ = nullptr;  // the port's, if it is one of ours
+  const duplexkv::Engine* engine_ = nullptr;  // the port's, if it is one of ours
   std::atomic<std::int64_t> turn_{-1};
   std::atomic<std::uint32_t> groups_{0};
   std::array<std::atomic<std::int64_t>, DKV_STEP_GROUPS_MAX> tickets_{};
@@ -66,10 +70,10 @@ class Registry {
   static Registry& instance();
 
   Status lookup(const char* key, dkv_berth** out);
-  Status publish(const char* key, const dkv_port& port, const dkv_engine* engine);
+  Status publish(const char* key, const dkv_port& port, const Engine* engine);
   Status withdraw(const char* key);
   // Empties every berth where the engine lies.
-  void forget(const dkv_engine* engine) noexcept;
+  void forget(const Engine* engine) noexcept;
 
  private:
   Registry() = default;

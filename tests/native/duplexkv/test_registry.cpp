@@ -171,6 +171,24 @@ void a_withdrawal_waits_for_those_inside() {
     visitor.join();
 }
 
+// An engine whose lanes are threads of the host has nothing a stream could wait for.
+void an_engine_without_streams_is_not_published() {
+  std::vector<std::byte> memory(1024);
+  dkv_config config{};
+  config.struct_size = sizeof(config);
+  config.backend = DKV_BACKEND_HOST;
+  config.device_base = memory.data();
+  config.device_blocks = 2;
+  config.host_base = memory.data() + 512;
+  config.host_blocks = 2;
+  config.block_bytes = 256;
+  dkv_engine* engine = nullptr;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_OK);
+  CHECK(dkv_engine_publish("threads", engine) == DKV_UNSUPPORTED);
+  CHECK(dkv_engine_publish("threads", nullptr) == DKV_INVALID);
+  dkv_engine_destroy(engine);
+}
+
 }  // namespace
 
 int main() {
@@ -178,5 +196,6 @@ int main() {
   RUN(names_and_structs_are_checked);
   RUN(a_step_says_what_is_waited_for_and_marked);
   RUN(a_withdrawal_waits_for_those_inside);
+  RUN(an_engine_without_streams_is_not_published);
   return 0;
 }

@@ -64,6 +64,13 @@ DKV_API dkv_status dkv_engine_lookup(const char* key, dkv_berth** out);
  * lies there. */
 DKV_API dkv_status dkv_port_publish(const char* key, const dkv_port* port);
 
+/* The same for an engine of this library; dkv_engine_destroy takes it out. DKV_UNSUPPORTED for a
+ * backend without streams. Of its marks only the last layer's is one. While a graph is captured a
+ * wait stands for all copies in that are in the lane's stream at each launch, and a mark for
+ * nothing: call dkv_mark_stream behind the launch. A wait that finds its copies not yet in the
+ * lane's stream is DKV_BUSY. It copies nothing that the device decides. */
+DKV_API dkv_status dkv_engine_publish(const char* key, dkv_engine* engine);
+
 /* Empties the berth and returns when nobody is inside the port any more. An empty one is fine. */
 DKV_API dkv_status dkv_engine_withdraw(const char* key);
 
