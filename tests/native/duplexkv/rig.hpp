@@ -43,6 +43,20 @@ struct Landed {
   friend bool operator==(const Landed&, const Landed&) = default;
 };
 
+// All that has ended and was not told.
+inline std::vector<Landed> poll_engine(Engine& engine) {
+  std::array<std::int64_t, 16> tickets{};
+  std::array<std::uint8_t, 16> outcomes{};
+  std::vector<Landed> landed;
+  std::size_t count = 0;
+  do {
+    CHECK(engine.poll(tickets, outcomes, &count) == Status::Ok);
+    for (std::size_t i = 0; i < count; ++i)
+      landed.push_back({tickets[i], outcomes[i]});
+  } while (count > 0);
+  return landed;
+}
+
 struct Rig {
   std::uint64_t block_bytes;
   std::vector<std::byte> device;
@@ -52,15 +66,19 @@ struct Rig {
   explicit Rig(std::uint64_t device_blocks = 32, std::uint64_t host_blocks = 64,
                std::uint64_t bytes = 256, Backends backends = host_backends(),
                EngineConfig config = {})
+      : Rig(parts_of(std::move(backends)), config, device_blocks, host_blocks, bytes) {}
+
+  Rig(duplexkv::EngineParts parts, EngineConfig config, std::uint64_t device_blocks = 32,
+      std::uint64_t host_blocks = 64, std::uint64_t bytes = 256)
       : block_bytes(bytes), device(device_blocks * bytes), host(host_blocks * bytes) {
     config.device = {.base = device.data(), .blocks = device_blocks};
     config.host = {.base = host.data(), .blocks = host_blocks};
     config.block_bytes = bytes;
-    CHECK(Engine::create(config, parts_of(std::move(backends)), &engine) == Status::Ok);
+    CHECK(Engine::create(config, std::move(parts), &engine) == Status::Ok);
   }
 
   Status submit(Direction direction, const std::vector<Group>& groups,
-                std::int64_t* first = nullptr) {
+                std::int64_t* first = nullptr, std::uint8_t flags = 0) {
     Ids source;
     Ids target;
     std::vector<std::int64_t> offsets{0};
@@ -72,23 +90,14 @@ struct Rig {
       after.push_back(group.after);
     }
     std::int64_t ticket = 0;
-    const Status status = engine->submit(direction, {source, target, offsets, after}, &ticket);
+    const std::vector<std::uint8_t> all_flags(groups.size(), flags);
+    const Status status =
+        engine->submit(direction, {source, target, offsets, after, all_flags}, &ticket);
     if (first != nullptr) *first = ticket;
     return status;
   }
 
-  std::vector<Landed> poll() {
-    std::array<std::int64_t, 16> tickets{};
-    std::array<std::uint8_t, 16> outcomes{};
-    std::vector<Landed> landed;
-    std::size_t count = 0;
-    do {
-      CHECK(engine->poll(tickets, outcomes, &count) == Status::Ok);
-      for (std::size_t i = 0; i < count; ++i)
-        landed.push_back({tickets[i], outcomes[i]});
-    } while (count > 0);
-    return landed;
-  }
+  std::vector<Landed> poll() const { return poll_engine(*engine); }
 
   // Polls until `groups` have landed.
   std::vector<Landed> collect(std::size_t groups) {
