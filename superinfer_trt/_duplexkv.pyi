@@ -5,7 +5,7 @@
 # or forked engine.
 
 from array import array
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,44 @@ CANCELLED: Final = 2
 
 class LinkError(RuntimeError): ...
 
+class _HostInfo(TypedDict):
+    kind: int
+    bytes: int
+    ready_bytes: int
+    chunk_bytes: int
+    growing: bool
+    note: str
+
+# Page-locked memory; a pool keeps it alive. `finish` runs without the GIL.
+class HostMemory:
+    def __init__(self, *, device: int, bytes: int, step_bytes: int, node: int) -> None: ...
+    def info(self) -> _HostInfo: ...
+    def finish(self) -> None: ...
+    # [blocks, block_bytes] from the start; the caller has looked at ready_bytes.
+    def pool(self, blocks: int, block_bytes: int) -> NDArray[np.uint8]: ...
+
+# An engine over a GPU; the numbers are those of the C header.
+class CudaChoice:
+    def __init__(
+        self,
+        *,
+        device: int,
+        route: int,
+        batch: int,
+        sms_max: int,
+        host_chunk_bytes: int,
+        routes_file: str | None,
+    ) -> None: ...
+
+def cuda_info(device: int) -> dict[str, Any]: ...
+
 # Both lanes. Any thread may call; `submit`, `mark`, `wait` and `close` run without the GIL.
 class Engine:
     # Pools are [blocks, block_bytes], writable, kept alive. A rate of 0 is no limit; a limit of 0 is
-    # the default.
+    # the default. With `cuda` the device pool is memory of its GPU (DLPack), the host pool page-locked.
     def __init__(
         self,
-        device: NDArray[np.uint8],
+        device: object,
         host: NDArray[np.uint8],
         *,
         d2h_bytes_per_s: float,
@@ -35,6 +66,7 @@ class Engine:
         queue_groups_max: int,
         queue_bytes_max: int,
         slice_bytes_max: int,
+        cuda: CudaChoice | None = None,
     ) -> None: ...
     # First of len(after) consecutive tickets, or None when busy. Group g is the ids from offsets[g]
     # up to offsets[g + 1]; it starts once turn after[g] is marked.
@@ -42,6 +74,9 @@ class Engine:
         self, direction: int, source: _Int32s, target: _Int32s, offsets: _Int64s, after: _Int64s
     ) -> int | None: ...
     def mark(self, turn: int) -> None: ...
+    # False: busy. `stream` is a CUstream.
+    def mark_stream(self, turn: int, stream: int) -> bool: ...
+    def stream_wait(self, ticket: int, stream: int, external: bool) -> bool: ...
     # Fills both arrays with ended groups; returns how many. Never waits.
     def poll(self, tickets: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> int: ...
     # Whether a group has ended and is not polled; False when none is to come or the time is over.

@@ -1,4 +1,4 @@
-"""DuplexLink: the transfer engine over two pools in memory, backed by plugins/duplexkv.
+"""DuplexLink: the transfer engine over two pools, backed by plugins/duplexkv: host memory, or a GPU's.
 
 Each direction has its own thread, queue and rate. Knows no request and no policy. Any thread may call
 it, `poll` one at a time. It does not survive a fork.
@@ -19,6 +19,7 @@ from superinfer_trt import _duplexkv
 from superinfer_trt.core.errors import ConfigError, TransferFailed
 from superinfer_trt.core.step import Copy, CopyDone, Direction
 from superinfer_trt.core.units import SlotId, Ticket
+from superinfer_trt.transfer.cuda import CudaLink, DeviceArray
 
 _LANE = {Direction.D2H: _duplexkv.D2H, Direction.H2D: _duplexkv.H2D}
 _POLL_GROUPS = 256
@@ -53,14 +54,17 @@ class DuplexLink:
     may not share memory. A rate of 0 is no limit. `queue_groups_max` and `queue_bytes_max` bound
     what one direction holds until it is polled; a larger submission may go while nothing else is
     queued. After `close`, `poll` still tells of every ticket that was not told, cancelled ones with
-    `ok` False. Raises ConfigError for pools or limits that cannot work.
+    `ok` False. With `cuda` the device pool is an array of the same shape in that GPU's memory, the
+    host pool page-locked (PinnedMemory), and rates are usually 0. Raises ConfigError for pools or
+    limits that cannot work, and with `cuda` where there is no driver.
     """
 
     def __init__(
         self,
-        device_pool: NDArray[np.uint8],
+        device_pool: NDArray[np.uint8] | DeviceArray,
         host_pool: NDArray[np.uint8],
         *,
+        cuda: CudaLink | None = None,
         h2d_bytes_per_s: float = 2e9,
         d2h_bytes_per_s: float = 2e9,
         queue_groups_max: int = 4096,
@@ -74,8 +78,10 @@ class DuplexLink:
         ):
             if limit <= 0:
                 raise ConfigError(f"link: {field} {limit} must be > 0")
-        for field, pool in (("device_pool", device_pool), ("host_pool", host_pool)):
-            _check_pool(field, pool)
+        _check_pool("host_pool", host_pool)
+        if cuda is None:
+            _check_pool("device_pool", device_pool)
+        self._cuda = cuda
         try:
             self._engine = _duplexkv.Engine(
                 device_pool,
@@ -85,8 +91,9 @@ class DuplexLink:
                 queue_groups_max=queue_groups_max,
                 queue_bytes_max=queue_bytes_max,
                 slice_bytes_max=slice_bytes_max,
+                cuda=None if cuda is None else cuda.native(),
             )
-        except (ValueError, TypeError, MemoryError) as error:
+        except (ValueError, TypeError, MemoryError, _duplexkv.LinkError) as error:
             raise ConfigError(f"link: {error}") from error
         self._rates = {Direction.D2H: d2h_bytes_per_s, Direction.H2D: h2d_bytes_per_s}
         self._machine_bytes_per_s = 0.0
@@ -129,6 +136,29 @@ class DuplexLink:
         """Copies with `after <= turn` may start. Raises TransferFailed when closed."""
         try:
             self._engine.mark(turn)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+
+    @property
+    def cuda(self) -> CudaLink | None:
+        """The GPU behind the link; None for two pools in host memory."""
+        return self._cuda
+
+    def mark_stream(self, turn: int, stream: int) -> bool:
+        """The work of `stream` (a CUstream) so far is the batch of `turn`: its copies may be put in line
+        behind it now. False: too many turns on their way, the next mark covers this one. Raises
+        TransferFailed without a GPU or when closed, ValueError for the legacy or a captured stream."""
+        try:
+            return self._engine.mark_stream(turn, stream)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
+
+    def stream_wait(self, ticket: Ticket, stream: int, *, external: bool = False) -> bool:
+        """Later work of `stream` starts behind the ticket's copies. False: they are not all in line yet
+        and nothing waits. `external`: a node of the graph being captured, for whatever is in line at
+        each launch. Raises as `mark_stream`, ValueError also for a ticket that failed."""
+        try:
+            return self._engine.stream_wait(ticket, stream, external)
         except _duplexkv.LinkError as error:
             raise TransferFailed(str(error)) from error
 
@@ -194,7 +224,9 @@ def _close(engine: _duplexkv.Engine) -> None:
         engine.close()
 
 
-def _check_pool(field: str, pool: NDArray[np.uint8]) -> None:
+def _check_pool(field: str, pool: NDArray[np.uint8] | DeviceArray) -> None:
+    if not isinstance(pool, np.ndarray):
+        raise ConfigError(f"link: {field} must be a numpy array, got {type(pool).__name__}")
     if pool.dtype != np.uint8 or pool.ndim != 2 or not pool.flags.c_contiguous or not pool.flags.writeable:
         raise ConfigError(
             f"link: {field} must be C-contiguous writable uint8 [blocks, block_bytes], "

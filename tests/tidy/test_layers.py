@@ -41,7 +41,7 @@ LAYERS = {
     "sched": layer(impure=False),
     "kv": layer(impure=False),
     "runtime": layer(),
-    "transfer": layer("numpy", f"{NAME}._duplexkv"),
+    "transfer": layer("numpy", "torch", f"{NAME}._duplexkv"),
     "engine": layer("numpy", "torch", f"{NAME}._cpu_engine"),
     "model": layer("numpy", "safetensors", "tokenizers", "jinja2", "huggingface_hub"),
     "sim": layer("numpy", "jinja2", "matplotlib", "pyarrow", own="core runtime"),
@@ -110,7 +110,7 @@ def test_every_package_is_on_the_map() -> None:
         ("engine", "from superinfer_trt.transfer.pools import allocate_pool"),
         ("engine", "from superinfer_trt import _duplexkv"),
         ("serve", "from superinfer_trt.build import build_service"),
-        ("transfer", "def f():\n    import torch"),
+        ("transfer", "def f():\n    import grpc"),
         ("model", "from superinfer_trt import cli"),
     ],
 )

@@ -2,11 +2,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
 
+#include "duplexkv/cuda.h"
 #include "duplexkv/duplexkv.h"
 
 namespace nb = nanobind;
@@ -14,6 +18,7 @@ namespace nb = nanobind;
 namespace {
 
 using Pool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using DevicePool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig>;  // of any device
 using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Longs = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TicketsOut = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -41,11 +46,103 @@ void require(dkv_status status) {
   }
 }
 
+// What an engine over CUDA is asked for; see dkv_config.
+struct CudaChoice {
+  std::int32_t device;
+  std::uint32_t route;
+  std::uint32_t batch;
+  std::uint32_t sms_max;
+  std::uint64_t host_chunk_bytes;
+  std::optional<std::string> routes_file;
+
+  void apply(dkv_config* config) const {
+    config->backend = DKV_BACKEND_CUDA;
+    config->cuda_device = device;
+    config->cuda_route = route;
+    config->cuda_batch = batch;
+    config->cuda_sms_max = sms_max;
+    config->cuda_host_chunk_bytes = host_chunk_bytes;
+    config->cuda_routes_file = routes_file ? routes_file->c_str() : nullptr;
+  }
+};
+
+// Page-locked memory that grows; arrays over it keep it alive.
+class HostMemory {
+ public:
+  HostMemory(std::int32_t device, std::uint64_t bytes, std::uint64_t step_bytes,
+             std::int32_t node) {
+    const dkv_host_config config{.struct_size = sizeof(dkv_host_config),
+                                 .cuda_device = device,
+                                 .bytes = bytes,
+                                 .step_bytes = step_bytes,
+                                 .node = node,
+                                 .reserved = 0};
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_host_create(&config, &host_);
+    }
+    require(status);
+  }
+  ~HostMemory() { dkv_host_destroy(host_); }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+
+  nb::dict info() const {
+    dkv_host_info info{};
+    info.struct_size = sizeof(info);
+    require(dkv_host_get_info(host_, &info));
+    nb::dict out;
+    out["kind"] = info.kind;
+    out["bytes"] = info.bytes;
+    out["ready_bytes"] = info.ready_bytes;
+    out["chunk_bytes"] = info.chunk_bytes;
+    out["growing"] = info.growing != 0;
+    out["note"] = static_cast<const char*>(info.note);
+    return out;
+  }
+
+  void finish() {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_host_finish(host_);
+    }
+    require(status);
+  }
+
+  [[nodiscard]] void* base() const { return dkv_host_base(host_); }
+
+ private:
+  dkv_host* host_ = nullptr;
+};
+
+// [blocks, block_bytes] from the base on. The caller has looked at ready_bytes.
+PoolArray pool_of(nb::handle_t<HostMemory> memory, std::uint64_t blocks,
+                  std::uint64_t block_bytes) {
+  return PoolArray(nb::cast<HostMemory&>(memory).base(), {blocks, block_bytes}, memory);
+}
+
+nb::dict cuda_info(std::int32_t device) {
+  dkv_cuda_info info{};
+  info.struct_size = sizeof(info);
+  require(dkv_cuda_get_info(device, &info));
+  nb::dict out;
+  out["name"] = static_cast<const char*>(info.name);
+  out["uuid"] = static_cast<const char*>(info.uuid);
+  out["capability"] = info.capability;
+  out["sms"] = info.sms;
+  out["driver_version"] = info.driver_version;
+  out["host_node"] = info.host_node;
+  out["kernels"] = info.kernels != 0;
+  return out;
+}
+
 class Engine {
  public:
-  Engine(Pool device, Pool host, double d2h_bytes_per_s, double h2d_bytes_per_s,
+  Engine(DevicePool device, Pool host, double d2h_bytes_per_s, double h2d_bytes_per_s,
          std::uint32_t queue_groups_max, std::uint64_t queue_bytes_max,
-         std::uint64_t slice_bytes_max)
+         std::uint64_t slice_bytes_max, const std::optional<CudaChoice>& cuda)
       : device_(std::move(device)), host_(std::move(host)) {
     if (device_.shape(1) != host_.shape(1)) {
       throw nb::value_error("pools: device and host differ in block_bytes (second dimension)");
@@ -63,7 +160,17 @@ class Engine {
     config.queue_groups_max = queue_groups_max;
     config.queue_bytes_max = queue_bytes_max;
     config.slice_bytes_max = slice_bytes_max;
-    require(dkv_engine_create(&config, &engine_));
+    if (cuda) {
+      cuda->apply(&config);
+    } else if (device_.device_type() != nb::device::cpu::value) {
+      throw nb::value_error("device pool: memory of a GPU needs the CUDA backend");
+    }
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;  // a GPU is tried and measured
+      status = dkv_engine_create(&config, &engine_);
+    }
+    require(status);
   }
   // The lanes have stopped before the pools may go.
   ~Engine() { dkv_engine_destroy(engine_); }
@@ -85,7 +192,8 @@ class Engine {
                                     .id_count = source.shape(0),
                                     .offsets = offsets.data(),
                                     .after = after.data(),
-                                    .group_count = after.shape(0)};
+                                    .group_count = after.shape(0),
+                                    .flags = nullptr};
     std::int64_t first_ticket = 0;
     dkv_status status = DKV_OK;
     {
@@ -104,6 +212,30 @@ class Engine {
       status = dkv_mark(engine_, turn);
     }
     require(status);
+  }
+
+  // False: too many turns on their way, nothing was recorded.
+  bool mark_stream(std::int64_t turn, std::uintptr_t stream) {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_mark_stream(engine_, turn, stream);
+    }
+    if (status == DKV_BUSY) return false;
+    require(status);
+    return true;
+  }
+
+  // False: the copies are not all in their lane's stream yet, nothing waits.
+  bool stream_wait(std::int64_t ticket, std::uintptr_t stream, bool external) {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_stream_wait(engine_, ticket, stream, external ? DKV_WAIT_EXTERNAL : 0);
+    }
+    if (status == DKV_BUSY) return false;
+    require(status);
+    return true;
   }
 
   std::uint64_t poll(const TicketsOut& tickets, const OutcomesOut& outcomes) {
@@ -160,7 +292,7 @@ class Engine {
   }
 
  private:
-  Pool device_;
+  DevicePool device_;
   Pool host_;
   dkv_engine* engine_ = nullptr;
 };
@@ -201,15 +333,38 @@ NB_MODULE(_duplexkv, module) {
   module.def("version", &dkv_version);
   module.def("allocate", &allocate, nb::arg("blocks"), nb::arg("block_bytes"));
   module.def("measure_copy", &measure_copy);
+  module.def("cuda_info", &cuda_info, nb::arg("device"));
+  nb::class_<HostMemory>(module, "HostMemory")
+      .def(nb::init<std::int32_t, std::uint64_t, std::uint64_t, std::int32_t>(), nb::kw_only(),
+           nb::arg("device"), nb::arg("bytes"), nb::arg("step_bytes"), nb::arg("node"))
+      .def("info", &HostMemory::info)
+      .def("finish", &HostMemory::finish)
+      .def("pool", &pool_of, nb::arg("blocks"), nb::arg("block_bytes"));
+  nb::class_<CudaChoice>(module, "CudaChoice")
+      .def(
+          "__init__",
+          [](CudaChoice* self, std::int32_t device, std::uint32_t route, std::uint32_t batch,
+             std::uint32_t sms_max, std::uint64_t host_chunk_bytes,
+             std::optional<std::string> routes_file) {
+            new (self)
+                CudaChoice{device, route, batch, sms_max, host_chunk_bytes, std::move(routes_file)};
+          },
+          nb::kw_only(), nb::arg("device"), nb::arg("route"), nb::arg("batch"), nb::arg("sms_max"),
+          nb::arg("host_chunk_bytes"), nb::arg("routes_file").none());
   nb::class_<Engine>(module, "Engine")
-      .def(nb::init<Pool, Pool, double, double, std::uint32_t, std::uint64_t, std::uint64_t>(),
+      .def(nb::init<DevicePool, Pool, double, double, std::uint32_t, std::uint64_t, std::uint64_t,
+                    const std::optional<CudaChoice>&>(),
            nb::arg("device").noconvert(), nb::arg("host").noconvert(), nb::kw_only(),
            nb::arg("d2h_bytes_per_s"), nb::arg("h2d_bytes_per_s"), nb::arg("queue_groups_max"),
-           nb::arg("queue_bytes_max"), nb::arg("slice_bytes_max"))
+           nb::arg("queue_bytes_max"), nb::arg("slice_bytes_max"),
+           nb::arg("cuda").none() = nb::none())
       .def("submit", &Engine::submit, nb::arg("direction"), nb::arg("source").noconvert(),
            nb::arg("target").noconvert(), nb::arg("offsets").noconvert(),
            nb::arg("after").noconvert())
       .def("mark", &Engine::mark, nb::arg("turn"))
+      .def("mark_stream", &Engine::mark_stream, nb::arg("turn"), nb::arg("stream"))
+      .def("stream_wait", &Engine::stream_wait, nb::arg("ticket"), nb::arg("stream"),
+           nb::arg("external"))
       .def("poll", &Engine::poll, nb::arg("tickets").noconvert(), nb::arg("outcomes").noconvert())
       .def("wait", &Engine::wait, nb::arg("timeout_s"))
       .def("poison", &Engine::poison, nb::arg("direction"))

@@ -126,7 +126,7 @@ void no_call_has_more_than_4096_copies() {
 void small_segments_to_the_device_take_the_best_kernel_there_is() {
   for (const int capability : {80, 90}) {
     Machine machine(capability);
-    const Segments segments(700, 8 << 10);
+    const Segments segments(130, 8 << 10);
     machine.start(segments);
     CHECK(machine.gpu->copy(machine.stream, segments.in(), SourceOrder::Any) == GpuStatus::Ok);
     CHECK(segments.equal());
@@ -143,7 +143,7 @@ void odd_sizes_and_addresses_pass_every_route() {
     for (const std::size_t bytes : {1UL, 16UL, 33UL, 16384UL, 20000UL, 50001UL}) {
       Machine machine;
       machine.config.route = route;
-      const Segments segments(70, bytes);
+      const Segments segments(20, bytes);
       machine.start(segments);
       CHECK(machine.gpu->copy(machine.stream, segments.in(), SourceOrder::Any) == GpuStatus::Ok);
       CHECK(segments.equal());
@@ -368,7 +368,7 @@ void a_lost_device_stays_lost() {
 }
 
 void whatever_call_fails_nothing_stays_behind() {
-  const Segments segments(64, 4096);
+  const Segments segments(20, 1040);
   int made = 0;
   for (std::int64_t number = 0; number < 90; ++number) {
     Machine machine;
