@@ -26,7 +26,7 @@ class Book {
   virtual void drop_writers(Ids ids) noexcept;
 
  private:
-  std::vector<std::uint32_t> in_air_;  // readers, or kWriter
+  std::vector<std::uint32_t> in_air_;  // readers; the highest bit: a writer
 };
 
 }  // namespace duplexkv

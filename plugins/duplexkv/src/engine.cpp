@@ -16,29 +16,8 @@ constexpr std::size_t kQueueGroupsMax = std::size_t{1} << 20;
 constexpr double kSliceSeconds = 1e-3;
 constexpr std::uint64_t kPacedSliceBytesMin = std::uint64_t{16} << 10;
 
-Status check_pool(const char* name, Pool pool, std::uint64_t block_bytes) noexcept {
-  if (pool.base == nullptr) return fail(Status::Invalid, "%s pool: no memory", name);
-  if (pool.blocks == 0 || pool.blocks > INT32_MAX) {
-    return fail(Status::Invalid, "%s pool: blocks %" PRIu64 " outside 1..%d", name, pool.blocks,
-                INT32_MAX);
-  }
-  if (block_bytes > (UINT64_MAX - reinterpret_cast<std::uintptr_t>(pool.base)) / pool.blocks) {
-    return fail(Status::Invalid, "%s pool: %" PRIu64 " blocks of %" PRIu64 " bytes wrap around",
-                name, pool.blocks, block_bytes);
-  }
-  return Status::Ok;
-}
-
 Status check_config(const EngineConfig& config) noexcept {
   if (config.block_bytes == 0) return fail(Status::Invalid, "block_bytes: must be > 0");
-  Status status = check_pool("device", config.device, config.block_bytes);
-  if (status == Status::Ok) status = check_pool("host", config.host, config.block_bytes);
-  if (status != Status::Ok) return status;
-  const std::byte* device_end = config.device.base + config.device.blocks * config.block_bytes;
-  const std::byte* host_end = config.host.base + config.host.blocks * config.block_bytes;
-  if (config.device.base < host_end && config.host.base < device_end) {
-    return fail(Status::Invalid, "pools: device and host share memory");
-  }
   for (const double rate : config.bytes_per_s) {
     if (!std::isfinite(rate) || rate < 0) {
       return fail(Status::Invalid, "bytes_per_s: %g is not a rate (0: no limit)", rate);
@@ -81,9 +60,11 @@ Ids part(Ids ids, const Submission& submission, std::size_t group) noexcept {
 }  // namespace
 
 Status Engine::create(const EngineConfig& config, EngineParts parts, std::unique_ptr<Engine>* out) {
+  Layouts layouts;
   Status status = check_config(config);
+  if (status == Status::Ok) status = lay_out(config, &layouts);
   if (status != Status::Ok) return status;
-  std::unique_ptr<Engine> engine(new Engine(config, &parts));
+  std::unique_ptr<Engine> engine(new Engine(config, std::move(layouts), &parts));
   if (engine->gpu_ != nullptr) status = engine->make_backends(&parts);
   if (status != Status::Ok) return status;
   engine->make_sides(&parts);
@@ -91,8 +72,38 @@ Status Engine::create(const EngineConfig& config, EngineParts parts, std::unique
   return Status::Ok;
 }
 
-Engine::Engine(const EngineConfig& config, EngineParts* parts)
+// Both tiers may be laid out as they like, as long as a block is as many bytes in both.
+Status Engine::lay_out(const EngineConfig& config, Layouts* out) {
+  const auto segments_of = [&config](Pool pool, const std::vector<Segment>& given) {
+    const Segment whole{
+        .base = pool.base, .stride = config.block_bytes, .bytes = config.block_bytes};
+    return given.empty() ? std::vector{whole} : given;
+  };
+  Status status = PoolLayout::create("device", segments_of(config.device, config.device_segments),
+                                     config.device.blocks, &out->device);
+  if (status == Status::Ok) {
+    status = PoolLayout::create("host", segments_of(config.host, config.host_segments),
+                                config.host.blocks, &out->host);
+  }
+  if (status != Status::Ok) return status;
+  for (const PoolLayout* layout : {&out->device, &out->host}) {
+    if (layout->block_bytes() == config.block_bytes) continue;
+    return fail(Status::Invalid,
+                "%s pool: its segments hold %" PRIu64 " bytes of a block, block_bytes is %" PRIu64,
+                layout == &out->device ? "device" : "host", layout->block_bytes(),
+                config.block_bytes);
+  }
+  if (share_memory(out->device, out->host)) {
+    return fail(Status::Invalid, "pools: device and host share memory");
+  }
+  out->host.chunks = {.base = reinterpret_cast<std::uintptr_t>(config.host.base),
+                      .bytes = config.host_chunk_bytes};
+  return Status::Ok;
+}
+
+Engine::Engine(const EngineConfig& config, Layouts layouts, EngineParts* parts)
     : config_(config),
+      layouts_(std::move(layouts)),
       process_(getpid()),
       gpu_(std::move(parts->gpu)),
       turns_(gpu_.get()),
@@ -135,12 +146,11 @@ Engine::~Engine() {
   close();
 }
 
-LaneConfig Engine::lane_config(Direction direction) const noexcept {
+LaneConfig Engine::lane_config(Direction direction) const {
   const bool out = direction == Direction::D2H;
   LaneConfig lane{.thread_name = out ? "dkv-d2h" : "dkv-h2d",
-                  .source = out ? config_.device : config_.host,
-                  .target = out ? config_.host : config_.device,
-                  .block_bytes = config_.block_bytes,
+                  .source = out ? layouts_.device : layouts_.host,
+                  .target = out ? layouts_.host : layouts_.device,
                   .bytes_per_s = config_.bytes_per_s[static_cast<std::size_t>(direction)],
                   .queue_groups_max = config_.queue_groups_max,
                   .slice = config_.slice};
@@ -171,7 +181,7 @@ Status Engine::submit(Direction direction, const Submission& submission,
     status = fail(Status::Poisoned, "%s lane: poisoned by an earlier failure",
                   direction == Direction::D2H ? "d2h" : "h2d");
   }
-  if (status == Status::Ok) status = check(to, submission);
+  if (status == Status::Ok) status = check(*to, submission);
   if (status != Status::Ok) return status;
   const Load load = load_of(submission);
   status = room(*to, load);
@@ -196,7 +206,7 @@ bool Engine::may_start(const Submission& submission) const noexcept {
                      [this](std::int64_t after) { return turns_.ordered(after); });
 }
 
-Status Engine::check(Side* side, const Submission& submission) {
+Status Engine::check(const Side& side, const Submission& submission) {
   const std::size_t groups = submission.after.size();
   if (groups == 0) return fail(Status::Invalid, "submit: no group");
   if (submission.source.size() != submission.target.size()) {
@@ -204,22 +214,23 @@ Status Engine::check(Side* side, const Submission& submission) {
                 submission.target.size());
   }
   if (submission.offsets.size() != groups + 1 || submission.offsets.front() != 0 ||
-      submission.offsets.back() != static_cast<std::int64_t>(submission.source.size()) ||
-      !std::is_sorted(submission.offsets.begin(), submission.offsets.end())) {
+      submission.offsets.back() != static_cast<std::int64_t>(submission.source.size())) {
     return fail(Status::Invalid, "submit: offsets are not %zu ascending from 0 to %zu", groups + 1,
                 submission.source.size());
+  }
+  for (std::size_t group = 0; group < groups; ++group) {
+    if (submission.offsets[group] < submission.offsets[group + 1]) continue;
+    return fail(Status::Invalid, "submit: group %zu is without blocks, or offsets do not ascend",
+                group);
   }
   for (const std::uint8_t flags : submission.flags) {
     if ((flags & ~kKnownFlags) != 0) {
       return fail(Status::Unsupported, "submit: flags %u, known are %u", flags, kKnownFlags);
     }
   }
-  for (std::size_t group = 0; group < groups; ++group) {
-    const Status status = side->check.run(part(submission.source, submission, group),
-                                          part(submission.target, submission, group));
-    if (status != Status::Ok) return status;
-  }
-  return Status::Ok;
+  const Status status = check_range("source", submission.source, side.source_blocks);
+  return status == Status::Ok ? check_range("target", submission.target, side.target_blocks)
+                              : status;
 }
 
 Engine::Load Engine::load_of(const Submission& submission) const noexcept {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <vector>
 
 #include "arena.hpp"
 #include "backend.hpp"
@@ -32,6 +33,10 @@ struct EngineConfig {
   Pool device;
   Pool host;
   std::uint64_t block_bytes = 0;
+  // Where the bytes of a block lie; empty: block-first from the pool's base.
+  std::vector<Segment> device_segments;
+  std::vector<Segment> host_segments;
+  std::uint64_t host_chunk_bytes = 0;   // no copy crosses a multiple of it from host.base; 0: any
   std::array<double, 2> bytes_per_s{};  // by Direction; 0: no limit
   std::size_t queue_groups_max = 4096;
   std::uint64_t queue_bytes_max = std::uint64_t{1} << 30;
@@ -89,12 +94,14 @@ class Engine {
   struct Side {
     Side(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* turns, Bell* landing,
          Book* source, Book* target)
-        : check(config.source, config.target, config.block_bytes),
+        : source_blocks(config.source.blocks()),
+          target_blocks(config.target.blocks()),
           source_book(source),
           target_book(target),
           lane(config, std::move(backend), turns, landing) {}
 
-    GroupCheck check;
+    std::uint64_t source_blocks;
+    std::uint64_t target_blocks;
     Book* source_book;
     Book* target_book;
     std::atomic<std::uint64_t> unpolled_bytes{0};  // changed under the front's lock only
@@ -106,16 +113,21 @@ class Engine {
     Side* side = nullptr;
     Group* group = nullptr;  // null: polled before
   };
+  struct Layouts {
+    PoolLayout device;
+    PoolLayout host;
+  };
   // Groups and bytes that a submission adds to a lane.
   struct Load {
     std::array<std::size_t, kUrgencies> groups{};
     std::uint64_t bytes = 0;
   };
 
-  Engine(const EngineConfig& config, EngineParts* parts);
+  Engine(const EngineConfig& config, Layouts layouts, EngineParts* parts);
   Status make_backends(EngineParts* parts);
+  static Status lay_out(const EngineConfig& config, Layouts* out);
   void make_sides(EngineParts* parts);
-  [[nodiscard]] LaneConfig lane_config(Direction direction) const noexcept;
+  [[nodiscard]] LaneConfig lane_config(Direction direction) const;
   [[nodiscard]] Side& side(Direction direction) const noexcept {
     return *sides_[static_cast<std::size_t>(direction)];
   }
@@ -123,7 +135,7 @@ class Engine {
   Status check_ticket(const char* verb, std::int64_t ticket) const;
   Status check_stream(const char* verb, Stream stream, bool in_graph) const;
   Status stream_status(const char* verb, GpuStatus status) const;
-  static Status check(Side* side, const Submission& submission);
+  static Status check(const Side& side, const Submission& submission);
   [[nodiscard]] Load load_of(const Submission& submission) const noexcept;
   Status room(const Side& side, const Load& load) const;
   static Status take(Side* side, const Submission& submission);
@@ -137,6 +149,7 @@ class Engine {
   [[nodiscard]] bool unpolled_landing() const noexcept;
 
   EngineConfig config_;
+  Layouts layouts_;
   pid_t process_;
   std::shared_ptr<Gpu> gpu_;  // null: the lanes are on the host
   Turns turns_;

@@ -37,7 +37,7 @@ class SignalsBlocked {
 Lane::Lane(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* turns, Bell* landing)
     : queues_{Queue(Urgency::Urgent, config.queue_groups_max),
               Queue(Urgency::Eager, config.queue_groups_max)},
-      merge_(config.source, config.target, config.block_bytes, config.slice),
+      merge_(config.source, config.target, config.slice),
       pace_(config.bytes_per_s),
       slice_limits_(config.slice),
       backend_(std::move(backend)),

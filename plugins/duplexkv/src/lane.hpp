@@ -30,9 +30,8 @@ constexpr std::size_t kUrgencies = 2;
 
 struct LaneConfig {
   const char* thread_name = "dkv-lane";  // at most 15 bytes
-  Pool source;
-  Pool target;
-  std::uint64_t block_bytes = 0;
+  PoolLayout source;
+  PoolLayout target;
   double bytes_per_s = 0;  // 0: no limit
   std::size_t queue_groups_max = 0;
   SliceLimits slice;

@@ -4,23 +4,6 @@
 #include <cinttypes>
 
 namespace duplexkv {
-namespace {
-
-std::size_t index(std::int32_t id) noexcept {
-  return static_cast<std::size_t>(id);
-}
-
-std::uintptr_t address(Pool pool, std::int32_t id, std::uint64_t block_bytes) noexcept {
-  return reinterpret_cast<std::uintptr_t>(pool.base) + index(id) * block_bytes;
-}
-
-bool intersect(Pool a, Pool b, std::uint64_t block_bytes) noexcept {
-  const auto a_begin = reinterpret_cast<std::uintptr_t>(a.base);
-  const auto b_begin = reinterpret_cast<std::uintptr_t>(b.base);
-  return a_begin < b_begin + b.blocks * block_bytes && b_begin < a_begin + a.blocks * block_bytes;
-}
-
-}  // namespace
 
 void TransferPlan::clear() noexcept {
   source.clear();
@@ -31,80 +14,27 @@ void TransferPlan::clear() noexcept {
   group_end.clear();
 }
 
-GroupCheck::GroupCheck(Pool source, Pool target, std::uint64_t block_bytes)
-    : source_(source),
-      target_(target),
-      block_bytes_(block_bytes),
-      shared_memory_(intersect(source, target, block_bytes)),
-      seen_target_(target.blocks, false),
-      seen_source_(shared_memory_ ? source.blocks : 0, false) {}
-
-Status GroupCheck::run(Ids source, Ids target) {
-  if (source.empty()) return fail(Status::Invalid, "copy: a group without blocks");
-  if (source.size() != target.size()) {
-    return fail(Status::Invalid, "copy: %zu sources and %zu targets", source.size(), target.size());
+Status check_range(const char* side, Ids ids, std::uint64_t blocks) noexcept {
+  // One sign for all, without a branch an id: set by a negative id, and by last - id below 0.
+  const auto last = static_cast<std::uint32_t>(blocks - 1);
+  std::uint32_t signs = 0;
+  for (const std::int32_t id : ids) {
+    const auto value = static_cast<std::uint32_t>(id);
+    signs |= value | (last - value);
   }
-  Status status = ranges(source, target);
-  if (status == Status::Ok) status = distinct(target);
-  if (status == Status::Ok && shared_memory_) status = apart(source, target);
-  return status;
+  if ((signs >> 31) == 0) return Status::Ok;
+  const auto outside = std::find_if(ids.begin(), ids.end(), [blocks](std::int32_t id) {
+    return id < 0 || static_cast<std::uint64_t>(id) >= blocks;
+  });
+  return fail(Status::OutOfRange, "copy: %s slot %" PRId32 " outside 0..%" PRIu64, side, *outside,
+              blocks - 1);
 }
 
-Status GroupCheck::ranges(Ids source, Ids target) const {
-  for (const std::int32_t id : source) {
-    if (id < 0 || index(id) >= source_.blocks) {
-      return fail(Status::OutOfRange, "copy: source slot %" PRId32 " outside 0..%" PRIu64, id,
-                  source_.blocks - 1);
-    }
-  }
-  for (const std::int32_t id : target) {
-    if (id < 0 || index(id) >= target_.blocks) {
-      return fail(Status::OutOfRange, "copy: target slot %" PRId32 " outside 0..%" PRIu64, id,
-                  target_.blocks - 1);
-    }
-  }
-  return Status::Ok;
-}
-
-Status GroupCheck::distinct(Ids target) {
-  Status status = Status::Ok;
-  std::size_t marked = 0;
-  for (; marked < target.size(); ++marked) {
-    if (seen_target_[index(target[marked])]) {
-      status =
-          fail(Status::Overlap, "copy: target slot %" PRId32 " is named twice", target[marked]);
-      break;
-    }
-    seen_target_[index(target[marked])] = true;
-  }
-  for (const std::int32_t id : target.first(marked))
-    seen_target_[index(id)] = false;
-  return status;
-}
-
-Status GroupCheck::apart(Ids source, Ids target) {
-  for (const std::int32_t id : source)
-    seen_source_[index(id)] = true;
-  Status status = Status::Ok;
-  const auto source_base = reinterpret_cast<std::uintptr_t>(source_.base);
-  for (const std::int32_t id : target) {
-    // The bases need not be a whole number of blocks apart: one target may touch two sources.
-    const std::uintptr_t first = address(target_, id, block_bytes_);
-    const std::uintptr_t last = first + block_bytes_ - 1;
-    if (last < source_base) continue;
-    const std::uint64_t low = first < source_base ? 0 : (first - source_base) / block_bytes_;
-    const std::uint64_t high =
-        std::min<std::uint64_t>((last - source_base) / block_bytes_, source_.blocks - 1);
-    for (std::uint64_t block = low; block <= high && status == Status::Ok; ++block) {
-      if (!seen_source_[block]) continue;
-      status =
-          fail(Status::Overlap, "copy: target slot %" PRId32 " is source slot %" PRIu64, id, block);
-    }
-  }
-  for (const std::int32_t id : source)
-    seen_source_[index(id)] = false;
-  return status;
-}
+RunMerge::RunMerge(const PoolLayout& source, const PoolLayout& target, SliceLimits limits)
+    : pieces_(cut_pieces(source, target)),
+      source_chunks_(source.chunks),
+      target_chunks_(target.chunks),
+      limits_(limits) {}
 
 void RunMerge::append(Ids source, Ids target, TransferPlan* plan) {
   // (source, target) as one number, so that sorting by source keeps the pairs together.
@@ -114,24 +44,40 @@ void RunMerge::append(Ids source, Ids target, TransferPlan* plan) {
                 static_cast<std::uint32_t>(target[i]);
   }
   if (!std::is_sorted(order_.begin(), order_.end())) std::sort(order_.begin(), order_.end());
-  constexpr std::uint64_t kNextOnBothSides = (std::uint64_t{1} << 32) + 1;
-  for (std::size_t begin = 0; begin < order_.size();) {
+  const std::span<const Piece> all(pieces_);
+  for (std::size_t begin = 0; begin < all.size();) {
     std::size_t end = begin + 1;
-    while (end < order_.size() && order_[end] == order_[end - 1] + kNextOnBothSides)
+    while (end < all.size() && all[end].source_segment == all[begin].source_segment)
       ++end;
-    emit(static_cast<std::int32_t>(order_[begin] >> 32),
-         static_cast<std::int32_t>(order_[begin] & UINT32_MAX), end - begin, plan);
+    append_segment(all.subspan(begin, end - begin), plan);
     begin = end;
   }
   plan->group_end.push_back(plan->source.size());
 }
 
-void RunMerge::emit(std::int32_t source, std::int32_t target, std::uint64_t blocks,
-                    TransferPlan* plan) const {
-  std::uintptr_t from = address(source_, source, block_bytes_);
-  std::uintptr_t to = address(target_, target, block_bytes_);
-  for (std::uint64_t left = blocks * block_bytes_; left > 0;) {
-    const std::uint64_t piece = std::min(left, limits_.bytes);
+void RunMerge::append_segment(std::span<const Piece> pieces, TransferPlan* plan) const {
+  Run run;
+  for (const std::uint64_t pair : order_) {
+    for (const Piece& piece : pieces) {
+      const Run next{.source = piece.source + (pair >> 32) * piece.source_stride,
+                     .target = piece.target + (pair & UINT32_MAX) * piece.target_stride,
+                     .bytes = piece.bytes};
+      if (run.source + run.bytes == next.source && run.target + run.bytes == next.target) {
+        run.bytes += next.bytes;
+        continue;
+      }
+      emit(run, plan);
+      run = next;
+    }
+  }
+  emit(run, plan);
+}
+
+void RunMerge::emit(Run run, TransferPlan* plan) const {
+  while (run.bytes > 0) {
+    const std::uint64_t piece =
+        std::min({run.bytes, limits_.bytes, limits_.descriptor_bytes,
+                  source_chunks_.left(run.source), target_chunks_.left(run.target)});
     const bool fits =
         !plan->slice_end.empty() && plan->slice_bytes.back() + piece <= limits_.bytes &&
         plan->source.size() - plan->slice_begin(plan->slice_end.size() - 1) < limits_.descriptors;
@@ -139,14 +85,14 @@ void RunMerge::emit(std::int32_t source, std::int32_t target, std::uint64_t bloc
       plan->slice_end.push_back(plan->source.size());
       plan->slice_bytes.push_back(0);
     }
-    plan->source.push_back(from);
-    plan->target.push_back(to);
+    plan->source.push_back(run.source);
+    plan->target.push_back(run.target);
     plan->bytes.push_back(piece);
     plan->slice_end.back() += 1;
     plan->slice_bytes.back() += piece;
-    from += piece;
-    to += piece;
-    left -= piece;
+    run.source += piece;
+    run.target += piece;
+    run.bytes -= piece;
   }
 }
 

@@ -1,5 +1,5 @@
-// From slot ids to byte ranges: checks a group, merges neighbours, cuts slices. Pure: no memory is
-// touched, no clock, no thread. One GroupCheck or RunMerge per thread (they keep scratch).
+// From slot ids to byte ranges: checks ids, merges neighbours, cuts slices. Pure: no memory is
+// touched, no clock, no thread. One RunMerge per thread (it keeps scratch).
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "arena.hpp"
 #include "error.hpp"
+#include "layout.hpp"
 
 namespace duplexkv {
 
@@ -17,6 +17,7 @@ using Ids = std::span<const std::int32_t>;
 struct SliceLimits {
   std::uint64_t bytes = std::uint64_t{32} << 20;
   std::uint32_t descriptors = 4096;
+  std::uint64_t descriptor_bytes = std::uint64_t{8} << 20;
 };
 
 // Descriptors as structure of arrays (the shape a batched copy call takes), cut into slices.
@@ -34,44 +35,33 @@ struct TransferPlan {
   }
 };
 
-// Whether one group can be copied at all.
-class GroupCheck {
- public:
-  GroupCheck(Pool source, Pool target, std::uint64_t block_bytes);
+// OutOfRange for an id outside 0..blocks - 1; `side` is how a refusal calls it. That no target is
+// named twice or still in use is the book's to say.
+Status check_range(const char* side, Ids ids, std::uint64_t blocks) noexcept;
 
-  // Invalid: empty or of two lengths. OutOfRange: an id outside its pool. Overlap: a target named
-  // twice, or (when the pools share memory) a target that is also read.
-  Status run(Ids source, Ids target);
-
- private:
-  Status ranges(Ids source, Ids target) const;
-  Status distinct(Ids target);
-  Status apart(Ids source, Ids target);
-
-  Pool source_;
-  Pool target_;
-  std::uint64_t block_bytes_;
-  bool shared_memory_;
-  std::vector<bool> seen_target_;
-  std::vector<bool> seen_source_;
-};
-
-// Appends checked groups to a plan. Runs that are adjacent on both sides become one descriptor;
-// none is larger than a slice. Within a group descriptors are in order of source.
+// Appends checked groups to a plan: what is adjacent on both sides becomes one descriptor, none
+// larger than a slice or across a chunk. Within a group descriptors are in order of source, segment
+// by segment.
 class RunMerge {
  public:
-  RunMerge(Pool source, Pool target, std::uint64_t block_bytes, SliceLimits limits) noexcept
-      : source_(source), target_(target), block_bytes_(block_bytes), limits_(limits) {}
+  // The layouts have as many bytes a block. Throws std::bad_alloc.
+  RunMerge(const PoolLayout& source, const PoolLayout& target, SliceLimits limits);
 
   void append(Ids source, Ids target, TransferPlan* plan);
 
  private:
-  void emit(std::int32_t source, std::int32_t target, std::uint64_t blocks,
-            TransferPlan* plan) const;
+  struct Run {
+    std::uintptr_t source = 0;
+    std::uintptr_t target = 0;
+    std::uint64_t bytes = 0;
+  };
 
-  Pool source_;
-  Pool target_;
-  std::uint64_t block_bytes_;
+  void append_segment(std::span<const Piece> pieces, TransferPlan* plan) const;
+  void emit(Run run, TransferPlan* plan) const;
+
+  std::vector<Piece> pieces_;
+  Chunks source_chunks_;
+  Chunks target_chunks_;
   SliceLimits limits_;
   std::vector<std::uint64_t> order_;
 };
