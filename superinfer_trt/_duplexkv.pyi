@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 _Int32s: TypeAlias = NDArray[np.int32] | array[int]
 _Int64s: TypeAlias = NDArray[np.int64] | array[int]
+_Bytes: TypeAlias = NDArray[np.uint8] | array[int]
 
 D2H: Final = 0
 H2D: Final = 1
+EAGER: Final = 1  # a flag of a group
 DONE: Final = 0
 FAILED: Final = 1
 CANCELLED: Final = 2
@@ -69,9 +71,15 @@ class Engine:
         cuda: CudaChoice | None = None,
     ) -> None: ...
     # First of len(after) consecutive tickets, or None when busy. Group g is the ids from offsets[g]
-    # up to offsets[g + 1]; it starts once turn after[g] is marked.
+    # up to offsets[g + 1]; it starts once turn after[g] is marked. Eager groups run when no other is ready.
     def submit(
-        self, direction: int, source: _Int32s, target: _Int32s, offsets: _Int64s, after: _Int64s
+        self,
+        direction: int,
+        source: _Int32s,
+        target: _Int32s,
+        offsets: _Int64s,
+        after: _Int64s,
+        flags: _Bytes | None = None,
     ) -> int | None: ...
     def mark(self, turn: int) -> None: ...
     # False: busy. `stream` is a CUstream.
@@ -81,6 +89,8 @@ class Engine:
     def poll(self, tickets: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> int: ...
     # Whether a group has ended and is not polled; False when none is to come or the time is over.
     def wait(self, timeout_s: float) -> bool: ...
+    # Told as CANCELLED; no effect on a ticket that was told. ValueError for one that was never given.
+    def cancel(self, ticket: int) -> None: ...
     def poison(self, direction: int) -> None: ...
     def stats(self, direction: int) -> dict[str, int]: ...
     def close(self) -> None: ...

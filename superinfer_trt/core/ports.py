@@ -115,7 +115,8 @@ class TransferEngine(Protocol):
         ...
 
     def poll(self) -> Sequence[CopyDone]:
-        """Finished groups, in order within a direction. Never blocks."""
+        """Finished groups, in order within a direction (SYNC perhaps in an order of their own). Never
+        blocks."""
         ...
 
     def link_bytes_per_s(self, direction: Direction) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from superinfer_trt import _duplexkv
 from superinfer_trt.core.errors import ConfigError, TransferFailed
-from superinfer_trt.core.step import Copy, CopyDone, Direction
+from superinfer_trt.core.step import Copy, CopyDone, CopyKind, Direction
 from superinfer_trt.core.units import SlotId, Ticket
 from superinfer_trt.transfer.cuda import CudaLink, DeviceArray
 
@@ -105,6 +105,7 @@ class DuplexLink:
     def submit(self, direction: Direction, copies: Sequence[Copy]) -> Sequence[Ticket] | None:
         """One ticket a copy, consecutive; None when the queue is full and nothing was queued.
 
+        SYNC copies are eager: they cross when no other is ready, and alone may fill half of the queue.
         Raises ValueError for a copy of the other direction, without blocks, with a slot outside its
         pool, or with a slot that another copy in the air writes (or reads, for a target);
         TransferFailed when the lane is poisoned or the link closed.
@@ -112,7 +113,7 @@ class DuplexLink:
         if not copies:
             return ()
         source, target = array("i"), array("i")
-        offsets, after = array("q", (0,)), array("q")
+        offsets, after, flags = array("q", (0,)), array("q"), array("B")
         for copy in copies:
             if copy.direction is not direction:
                 raise ValueError(f"copy of {copy.id}: {copy.kind.value} does not go {direction.value}")
@@ -124,8 +125,9 @@ class DuplexLink:
                 )
             offsets.append(len(source))
             after.append(copy.after)
+            flags.append(_duplexkv.EAGER if copy.kind is CopyKind.SYNC else 0)
         try:
-            first = self._engine.submit(_LANE[direction], source, target, offsets, after)
+            first = self._engine.submit(_LANE[direction], source, target, offsets, after, flags)
         except _duplexkv.LinkError as error:
             raise TransferFailed(str(error)) from error
         if first is None:
@@ -163,7 +165,8 @@ class DuplexLink:
             raise TransferFailed(str(error)) from error
 
     def poll(self) -> Sequence[CopyDone]:
-        """All groups that ended since the last call, in order within a direction. Never waits."""
+        """All groups that ended since the last call, in order within a direction, eager ones in an
+        order of their own. Never waits."""
         done: list[CopyDone] = []
         while True:
             try:
@@ -209,6 +212,17 @@ class DuplexLink:
             raise TransferFailed(str(error)) from error
         poisoned = bool(counters.pop("poisoned"))
         return LaneStats(poisoned=poisoned, **counters)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants the copy any more: `poll` tells it with `ok` False.
+
+        One that has not started leaves its slots at once, one in the air when it is told. No effect on
+        a ticket that was told; ValueError for one that was never given out.
+        """
+        try:
+            self._engine.cancel(ticket)
+        except _duplexkv.LinkError as error:
+            raise TransferFailed(str(error)) from error
 
     def poison(self, direction: Direction) -> None:
         """Declares a lane dead: what is queued fails, later submits raise TransferFailed."""

@@ -21,6 +21,7 @@ using Pool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cp
 using DevicePool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig>;  // of any device
 using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Longs = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TicketsOut = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using OutcomesOut = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using PoolArray = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>, nb::c_contig>;
@@ -178,12 +179,16 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   std::optional<std::int64_t> submit(std::uint32_t direction, const Ids& source, const Ids& target,
-                                     const Longs& offsets, const Longs& after) {
+                                     const Longs& offsets, const Longs& after,
+                                     const std::optional<Bytes>& flags) {
     if (source.shape(0) != target.shape(0)) {
       throw nb::value_error("submit: source and target differ in length");
     }
     if (offsets.shape(0) != after.shape(0) + 1) {
       throw nb::value_error("submit: offsets must be one longer than after");
+    }
+    if (flags && flags->shape(0) != after.shape(0)) {
+      throw nb::value_error("submit: flags and after differ in length");
     }
     const dkv_submission submission{.struct_size = sizeof(dkv_submission),
                                     .direction = direction,
@@ -193,7 +198,7 @@ class Engine {
                                     .offsets = offsets.data(),
                                     .after = after.data(),
                                     .group_count = after.shape(0),
-                                    .flags = nullptr};
+                                    .flags = flags ? flags->data() : nullptr};
     std::int64_t first_ticket = 0;
     dkv_status status = DKV_OK;
     {
@@ -261,6 +266,8 @@ class Engine {
     return landed != 0;
   }
 
+  void cancel(std::int64_t ticket) { require(dkv_cancel(engine_, ticket)); }
+
   void poison(std::uint32_t direction) { require(dkv_poison(engine_, direction)); }
 
   nb::dict stats(std::uint32_t direction) const {
@@ -326,6 +333,7 @@ NB_MODULE(_duplexkv, module) {
 #endif
   module.attr("D2H") = static_cast<int>(DKV_D2H);
   module.attr("H2D") = static_cast<int>(DKV_H2D);
+  module.attr("EAGER") = static_cast<int>(DKV_EAGER);
   module.attr("DONE") = static_cast<int>(DKV_DONE);
   module.attr("FAILED") = static_cast<int>(DKV_FAILED);
   module.attr("CANCELLED") = static_cast<int>(DKV_CANCELLED);
@@ -360,13 +368,14 @@ NB_MODULE(_duplexkv, module) {
            nb::arg("cuda").none() = nb::none())
       .def("submit", &Engine::submit, nb::arg("direction"), nb::arg("source").noconvert(),
            nb::arg("target").noconvert(), nb::arg("offsets").noconvert(),
-           nb::arg("after").noconvert())
+           nb::arg("after").noconvert(), nb::arg("flags").noconvert().none() = nb::none())
       .def("mark", &Engine::mark, nb::arg("turn"))
       .def("mark_stream", &Engine::mark_stream, nb::arg("turn"), nb::arg("stream"))
       .def("stream_wait", &Engine::stream_wait, nb::arg("ticket"), nb::arg("stream"),
            nb::arg("external"))
       .def("poll", &Engine::poll, nb::arg("tickets").noconvert(), nb::arg("outcomes").noconvert())
       .def("wait", &Engine::wait, nb::arg("timeout_s"))
+      .def("cancel", &Engine::cancel, nb::arg("ticket"))
       .def("poison", &Engine::poison, nb::arg("direction"))
       .def("stats", &Engine::stats, nb::arg("direction"))
       .def("close", &Engine::close);

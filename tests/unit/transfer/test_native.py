@@ -9,7 +9,7 @@ import pytest
 
 from superinfer_trt.core.errors import ConfigError, TransferFailed
 from superinfer_trt.core.step import Copy, CopyDone, CopyKind, Direction
-from superinfer_trt.core.units import RequestId
+from superinfer_trt.core.units import RequestId, Ticket
 from superinfer_trt.transfer.native import DuplexLink
 from superinfer_trt.transfer.pools import allocate_pool
 
@@ -87,6 +87,36 @@ def test_statistics_count_what_crossed() -> None:
     link.close()
     assert link.stats(D2H).groups_cancelled == 1
     assert link.stats(H2D).bytes == 0
+
+
+def test_what_is_ahead_of_need_is_passed_by_what_is_needed() -> None:
+    link = link_of(64, 4096, d2h_bytes_per_s=4e6)  # a block takes a millisecond
+    eager = [Copy(RequestId(n), CopyKind.SYNC, [n], [n]) for n in range(20)]
+    early = link.submit(D2H, eager)
+    (needed,) = link.submit(D2H, [out([40])]) or ()
+    told = []
+    while len(told) < 21:
+        assert link.wait(60.0)
+        told += [done.ticket for done in link.poll() if done.ok]
+    assert told.index(needed) < 20
+    assert [ticket for ticket in told if ticket != needed] == early
+
+
+def test_a_cancelled_copy_is_told_as_not_ok_and_leaves_its_slots() -> None:
+    link = link_of()
+    held, dropped = link.submit(D2H, [out([1], after=1), out([2], after=1)]) or ()
+    link.cancel(dropped)
+    assert link.submit(H2D, [Copy(RequestId(2), CopyKind.IN, [2], [2])]) == [3]
+    link.mark(1)
+    done = []
+    while len(done) < 3:
+        assert link.wait(60.0)
+        done += link.poll()
+    assert {item.ticket: item.ok for item in done} == {held: True, dropped: False, 3: True}
+    link.cancel(dropped)
+    assert link.stats(D2H).groups_cancelled == 1
+    with pytest.raises(ValueError, match="never given out"):
+        link.cancel(Ticket(99))
 
 
 def test_a_poisoned_lane_fails_what_is_queued_and_the_other_lives() -> None:
