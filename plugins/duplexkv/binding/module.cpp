@@ -12,6 +12,7 @@
 
 #include "duplexkv/cuda.h"
 #include "duplexkv/duplexkv.h"
+#include "duplexkv/registry.h"
 
 namespace nb = nanobind;
 
@@ -139,6 +140,34 @@ nb::dict cuda_info(std::int32_t device) {
   return out;
 }
 
+// The place of one name; see registry.h.
+class Berth {
+ public:
+  explicit Berth(std::string key) : key_(std::move(key)) {
+    require(dkv_engine_lookup(key_.c_str(), &berth_));
+  }
+  void step(std::int64_t turn, const Longs& tickets) {
+    require(dkv_berth_step(berth_, turn, tickets.data(), count_of(tickets)));
+  }
+  void withdraw() {
+    dkv_status status = DKV_OK;
+    {
+      const nb::gil_scoped_release unlocked;
+      status = dkv_engine_withdraw(key_.c_str());
+    }
+    require(status);
+  }
+
+ private:
+  static std::uint32_t count_of(const Longs& tickets) {
+    if (tickets.shape(0) > DKV_STEP_GROUPS_MAX) throw nb::value_error("step: more than 64 tickets");
+    return static_cast<std::uint32_t>(tickets.shape(0));
+  }
+
+  std::string key_;
+  dkv_berth* berth_ = nullptr;
+};
+
 class Engine {
  public:
   Engine(DevicePool device, Pool host, double d2h_bytes_per_s, double h2d_bytes_per_s,
@@ -209,6 +238,8 @@ class Engine {
     require(status);
     return first_ticket;
   }
+
+  void publish(const std::string& key) { require(dkv_engine_publish(key.c_str(), engine_)); }
 
   void mark(std::int64_t turn) {
     dkv_status status = DKV_OK;
@@ -326,6 +357,11 @@ double measure_copy() {
 }  // namespace
 
 NB_MODULE(_duplexkv, module) {
+  // Two objects of one key are one berth.
+  nb::class_<Berth>(module, "Berth")
+      .def(nb::init<const std::string&>(), nb::arg("key"))
+      .def("step", &Berth::step, nb::arg("turn"), nb::arg("tickets").noconvert())
+      .def("withdraw", &Berth::withdraw);
 #ifdef NDEBUG
   // A daemon thread that is still in wait() when the interpreter ends holds its engine for ever.
   // That is the program's business; a library prints nothing about it.
@@ -369,6 +405,7 @@ NB_MODULE(_duplexkv, module) {
       .def("submit", &Engine::submit, nb::arg("direction"), nb::arg("source").noconvert(),
            nb::arg("target").noconvert(), nb::arg("offsets").noconvert(),
            nb::arg("after").noconvert(), nb::arg("flags").noconvert().none() = nb::none())
+      .def("publish", &Engine::publish, nb::arg("key"))
       .def("mark", &Engine::mark, nb::arg("turn"))
       .def("mark_stream", &Engine::mark_stream, nb::arg("turn"), nb::arg("stream"))
       .def("stream_wait", &Engine::stream_wait, nb::arg("ticket"), nb::arg("stream"),
