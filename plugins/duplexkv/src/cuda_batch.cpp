@@ -30,12 +30,14 @@ bool batch_is_faulty(int capability) noexcept {
 
 bool CutAtChunks::cut(const Slice& slice, HostChunks chunks) {
   if (chunks.chunk_bytes == 0) return false;
+  // The host's side of a copy; 0 where neither side lies in these chunks.
+  const auto host_side = [chunks, &slice](std::size_t i) -> std::uintptr_t {
+    if (slice.source[i] - chunks.base < chunks.bytes) return slice.source[i];
+    return slice.target[i] - chunks.base < chunks.bytes ? slice.target[i] : 0;
+  };
   // Bytes from a host address to the end of its chunk.
   const auto room = [chunks](std::uintptr_t host) {
-    return chunks.chunk_bytes - (host - chunks.base) % chunks.chunk_bytes;
-  };
-  const auto host_side = [chunks, &slice](std::size_t i) {
-    return slice.source[i] - chunks.base < chunks.bytes ? slice.source[i] : slice.target[i];
+    return host == 0 ? UINT64_MAX : chunks.chunk_bytes - (host - chunks.base) % chunks.chunk_bytes;
   };
   std::size_t crossing = 0;
   for (std::size_t i = 0; i < slice.bytes.size(); ++i)
@@ -47,7 +49,8 @@ bool CutAtChunks::cut(const Slice& slice, HostChunks chunks) {
   for (std::size_t i = 0; i < slice.bytes.size(); ++i) {
     const std::uintptr_t host = host_side(i);
     for (std::size_t done = 0; done < slice.bytes[i];) {
-      const std::size_t now = std::min<std::uint64_t>(slice.bytes[i] - done, room(host + done));
+      const std::uint64_t left = slice.bytes[i] - done;
+      const std::size_t now = std::min(left, room(host == 0 ? 0 : host + done));
       source.push_back(slice.source[i] + done);
       target.push_back(slice.target[i] + done);
       bytes.push_back(now);

@@ -32,12 +32,13 @@ Status check_memory(const Device& device, const void* base, std::uint64_t bytes,
     unsigned type = 0;
     const Result result =
         device.driver().pointer_get_attribute(&type, kMemoryTypeAttribute, address);
-    if (result == kSuccess && type == wanted) continue;
     if (wanted == kMemoryTypeDevice) {
+      if (result == kSuccess && type == wanted) continue;
       return fail(Status::Invalid, "device pool: %#llx is not memory of a GPU", address);
     }
-    // On a superchip the GPU reads and writes any memory of the process.
-    if (device.facts().uses_host_page_tables && result != kSuccess) continue;
+    // Pageable memory is what the driver does not know. On a superchip the GPU reads and writes any
+    // memory of the process.
+    if (result == kSuccess || device.facts().uses_host_page_tables) continue;
     return fail(Status::Invalid,
                 "host pool: %#llx is not page-locked; take it from dkv_host_create", address);
   }

@@ -240,6 +240,10 @@ void copies_are_cut_where_host_chunks_end() {
   CHECK(fake().batches.back() == static_cast<std::size_t>(8 + crossing) && crossing > 0);
   CHECK(machine.gpu->copy(machine.stream, segments.out(), SourceOrder::InStream) == GpuStatus::Ok);
   CHECK(segments.equal());
+  // Memory that is not of these chunks is left whole.
+  const Segments elsewhere(8, 3000);
+  CHECK(machine.gpu->copy(machine.stream, elsewhere.in(), SourceOrder::Any) == GpuStatus::Ok);
+  CHECK(elsewhere.equal() && fake().batches.back() == 8);
 }
 
 void a_trial_that_loses_a_byte_ends_batches() {
