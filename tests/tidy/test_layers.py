@@ -46,7 +46,7 @@ LAYERS = {
     "model": layer("numpy", "safetensors", "tokenizers", "jinja2", "huggingface_hub"),
     "sim": layer("numpy", "jinja2", "matplotlib", "pyarrow", own="core runtime"),
     "serve": layer("grpc", "grpc_health", "grpc_reflection", "google"),
-    "trtllm": layer("tensorrt_llm", "torch", "numpy"),
+    "trtllm": layer("tensorrt_llm", "torch", "numpy", own="core runtime"),
     "triton": layer("triton_python_backend_utils", "numpy"),
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,

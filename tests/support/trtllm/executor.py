@@ -59,7 +59,7 @@ class ModelEngine:
             for step in work:
                 step()
 
-        state.event = self._stream.enqueue(run)
+        state.event = self._stream.launch(run)
         return state
 
     def _context(self, request: LlmRequest, state: SampleState) -> Callable[[], None]:
@@ -145,8 +145,11 @@ class PyExecutor:
         return not (self.active_requests or self.waiting_queue or self.previous_batch)
 
     def step(self) -> int:
-        """One iteration; returns the batch size."""
-        return self._step() if self.disable_overlap_scheduler else self._step_overlap()
+        """One iteration; returns the batch size. While nothing is batched, the GPU gets on."""
+        size = self._step() if self.disable_overlap_scheduler else self._step_overlap()
+        if not size:
+            self.execution_stream.advance()
+        return size
 
     def _schedule(self) -> ScheduledRequests:
         while self.waiting_queue and len(self.active_requests) < self.max_num_active_requests:

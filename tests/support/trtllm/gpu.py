@@ -28,6 +28,8 @@ class Stream:
         self._work: deque[Callable[[], None]] = deque()
         self._random = Random(seed)
         self._eager = eager
+        self._newest_batch = 0
+        self._behind: dict[int, list[Callable[[], None]]] = {}
         self.done = 0
         self.put = 0
 
@@ -45,10 +47,29 @@ class Stream:
         while self.done < until:
             self._run_one()
 
+    def launch(self, batch: Callable[[], None]) -> int:
+        """As `enqueue`, for a batch of the model."""
+        self._newest_batch = self.put + 1
+        return self.enqueue(batch)
+
+    def behind_batches(self, work: Callable[[], None]) -> None:
+        """Runs right behind the batches launched so far, whatever else was put on the stream after them."""
+        if self._newest_batch <= self.done:
+            work()
+        else:
+            self._behind.setdefault(self._newest_batch, []).append(work)
+
+    def advance(self) -> None:
+        """Time passes: one piece of work is done, if there is one."""
+        if self._work:
+            self._run_one()
+
     def _run_one(self) -> None:
         work = self._work.popleft()
-        self.done += 1
         work()
+        self.done += 1
+        for follower in self._behind.pop(self.done, ()):
+            follower()
 
 
 def words(token: int, position: int) -> NDArray[np.uint64]:

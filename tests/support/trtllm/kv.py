@@ -62,7 +62,7 @@ class KvImpl:
         if llm_request is None:
             self.pool[freed] = noise
         else:
-            self._stream.enqueue(lambda: self.pool.__setitem__(freed, noise))
+            self._stream.behind_batches(lambda: self.pool.__setitem__(freed, noise))
         self._free.extend(reversed(blocks))
 
     def get_cache_block_ids(self, request_id: int, window_size: int) -> list[list[int]]:

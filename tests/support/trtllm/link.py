@@ -25,6 +25,7 @@ class _Group:
     copy: Copy
     polls: int
     started: bool = False
+    over: bool = False
 
 
 class LateLink:
@@ -89,12 +90,17 @@ class LateLink:
     def idle(self) -> bool:
         return not any(self._lanes.values())
 
-    def land_all(self) -> None:
-        """The copies of `wait`: everything that may land does so now; what must not yet, fails the test."""
+    def land_now(self, ticket: Ticket) -> None:
+        """What a wait of the stream means: by now this copy, and those before it, have to be over."""
         for lane in self._lanes.values():
-            for group in lane:
-                assert group.started
-                group.polls = 0
+            if any(group.ticket == ticket for group in lane):
+                for group in lane:
+                    assert group.started, "the stream waits for a copy that waits for the stream"
+                    group.polls = 0
+                    if group.ticket == ticket:
+                        self._move(Direction.H2D, group.copy)
+                        group.over = True
+                        break
 
     def _start(self) -> None:
         for direction, lane in self._lanes.items():
@@ -106,11 +112,12 @@ class LateLink:
                 group.started = True
 
     def _land(self, direction: Direction, group: _Group) -> CopyDone:
-        if self._random.random() < self._failing:
+        if not group.over and self._random.random() < self._failing:
             self.failures += 1
             self._pools[direction][1][list(group.copy.target)] = self._random.getrandbits(64)
             return CopyDone(group.ticket, ok=False)
-        self._move(direction, group.copy)
+        if not group.over:
+            self._move(direction, group.copy)
         return CopyDone(group.ticket, ok=True)
 
     def _move(self, direction: Direction, copy: Copy) -> None:

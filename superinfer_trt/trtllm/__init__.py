@@ -1,0 +1,1 @@
+"""Rotation inside TensorRT-LLM: it owns the loop and the blocks, we plan and move."""

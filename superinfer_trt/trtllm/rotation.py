@@ -1,0 +1,377 @@
+"""One worker's turn inside TensorRT-LLM's loop: its requests become a view, the plan becomes moves.
+
+The loop calls four times a turn: `schedule` (plan; copies and sequences move), `batched` (what upstream's
+micro batch really took becomes fact), `collected` (tokens are on the host), and `freed` for each request that
+ended. Policy, roster and ledger are those of the embedded executor: the plan that is applied is the policy's,
+cut down to the batch that upstream made of it, with upstream's chunk lengths.
+
+Rotation is an omission: a request that is away stays in upstream's list of active requests, in its state
+and with its sequence slot, only its sequence of blocks is gone. Why so: docs/adr/0009. Knows no CUDA,
+no torch and no name of tensorrt_llm. One thread: the loop's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from superinfer_trt.core.check import check_plan
+from superinfer_trt.core.errors import InvariantViolation, TransferFailed
+from superinfer_trt.core.outcome import Totals
+from superinfer_trt.core.phase import RUNNING, Phase
+from superinfer_trt.core.plan import Chunk, Plan
+from superinfer_trt.core.ports import Clock, Ledger, Policy, TransferEngine
+from superinfer_trt.core.request import FinishReason, Request, Sampling
+from superinfer_trt.core.step import CopyKind, Direction
+from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos, RequestId
+from superinfer_trt.core.view import Limits, View
+from superinfer_trt.runtime.roster import Roster
+from superinfer_trt.runtime.sequence import Sequence as Record
+from superinfer_trt.runtime.step_fit import StepFit
+from superinfer_trt.runtime.trace import PlanTrace
+from superinfer_trt.trtllm.agreement import Agreement, Alone, Sample
+from superinfer_trt.trtllm.crossing import Crossing
+from superinfer_trt.trtllm.slo import ServiceTerms
+from superinfer_trt.trtllm.upstream import CacheImpl, StateValues, StreamOrder, UpstreamBatch, UpstreamRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RotationParts:
+    """What a worker's rotation is made of. `block_bytes`: of one block, all layers, K and V.
+    `window_tokens`: the one attention window; `sequence_tokens_max`: upstream's max_seq_len."""
+
+    policy: Policy
+    ledger: Ledger
+    transfers: TransferEngine
+    order: StreamOrder
+    cache: CacheImpl
+    clock: Clock
+    limits: Limits
+    block_bytes: int
+    window_tokens: int
+    sequence_tokens_max: int
+    terms: ServiceTerms = field(default_factory=ServiceTerms)
+    states: StateValues = field(default_factory=StateValues)
+    agreement: Agreement = field(default_factory=Alone)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flight:
+    """A batch that upstream has launched: who is in it, and how many tokens of KV each has after it."""
+
+    turn: int
+    ids: frozenset[int]
+    rows: list[tuple[Record, int, bool]]  # (record, tokens, whether it brings a token)
+
+
+class Rotation:
+    """See the module. `totals` and `trace` may be read from other threads."""
+
+    def __init__(self, parts: RotationParts, trace: PlanTrace | None = None) -> None:
+        self.totals = Totals()
+        self.trace = trace if trace is not None else PlanTrace()
+        self._parts = parts
+        self._roster = Roster(parts.limits, parts.policy.order, self.totals)
+        self._crossing = Crossing(parts.transfers, parts.ledger, parts.order)
+        self._requests: dict[RequestId, UpstreamRequest] = {}
+        self._turn = 0
+        self._launched = -1  # newest turn whose batch is on the stream
+        self._marked = -1
+        self._plan = Plan(turn=0, now=0)  # of this turn
+        self._flights: deque[_Flight] = deque()
+        self._collected: list[_Flight] = []  # since the last sample
+        self._seen = Sample(now=0)
+        self._now: Nanos = 0
+        self._step: Nanos = 10 * MILLISECOND
+        self._work = (0, 0, 0)  # rows, prefill tokens, context tokens of the batch launched last
+        self._fit = StepFit()
+
+    @property
+    def live(self) -> dict[RequestId, Record]:
+        """The live records, for inspection."""
+        return self._roster.live
+
+    # -- the four calls ----------------------------------------------------------------------------
+
+    def schedule(self, active: Sequence[UpstreamRequest]) -> list[UpstreamRequest]:
+        """Plans one turn over upstream's active requests, moves who is to move, and returns those that
+        may be batched, decodes first. Raises InvariantViolation (a bug, or an upstream that keeps other
+        books), TransferFailed."""
+        self._turn += 1
+        self._observe()
+        self._arrive(active)
+        view = self._view()
+        plan = check_plan(self._parts.policy(view), view)
+        if plan.evict or plan.reject:
+            raise InvariantViolation(f"a policy that rotates does not evict or reject here: {plan.line()}")
+        if not plan.idle:
+            self.totals.turns += 1
+            self.trace.plan(plan)
+        self._parts.agreement.planned(plan.turn, plan.line)
+        self._plan = plan
+        self._move(plan)
+        return self._fitting(plan, active)
+
+    def batched(self, batch: UpstreamBatch) -> None:
+        """Upstream is about to launch this batch: what it holds of the plan is applied now. Called
+        before the KV manager takes blocks, whose arithmetic is the ledger's."""
+        plan, live = self._plan, self._roster.live
+        planned = {*plan.decode, *(chunk.id for chunk in plan.prefill)}
+        chunks, admitted = [], []
+        for request in batch.context_requests:
+            if not request.is_dummy:
+                id = self._expect(request, planned)
+                chunks.append(Chunk(id, request.context_current_position, request.context_chunk_size))
+                if live[id].phase is Phase.WAITING:
+                    admitted.append(id)
+        decoding = [self._expect(r, planned) for r in batch.generation_requests if not r.is_dummy]
+        actual = Plan(
+            plan.turn, plan.now, admit=tuple(admitted), prefill=tuple(chunks), decode=tuple(decoding)
+        )
+        self._check_batch(actual)
+        for id in set(plan.decode).difference(decoding):
+            self._leave_out(self._requests[id])
+        self._parts.ledger.apply(actual)
+        self._roster.enter(actual, plan.now)
+        self._launch(actual)
+
+    def collected(self, batch: UpstreamBatch) -> None:
+        """The tokens of this batch are on the host; they count from the next turn on."""
+        everyone = (*batch.context_requests, *batch.generation_requests)
+        ids = {request.py_request_id for request in everyone if not request.is_dummy}
+        while self._flights:
+            flight = self._flights.popleft()
+            if flight.ids == ids:
+                self._collected.append(flight)
+                return
+            if any(record.id in self._roster.live for record, _, _ in flight.rows):
+                break  # a batch may be passed over only when it failed and all its requests with it
+        raise InvariantViolation(f"upstream has collected a batch of {sorted(ids)[:8]} that is not under way")
+
+    def freed(self, request: UpstreamRequest) -> None:
+        """Upstream takes everything back from a request: it ended, in whatever phase. Never waits."""
+        id = RequestId(request.py_request_id)
+        record = self._roster.live.get(id)
+        if record is None:
+            return
+        finished = request.state_value >= self._parts.states.generation_complete
+        reason = FinishReason.STOP if finished else FinishReason.CANCELLED
+        for _ in self._roster.end(record, reason, self._now):
+            pass  # clients are told by upstream
+        self._crossing.abandon(id)
+        self._parts.ledger.release(id)
+        del self._requests[id]
+
+    # -- what has happened -------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        """Time, tokens and landings since the last turn."""
+        parts, crossing = self._parts, self._crossing
+        if self._launched > self._marked:
+            parts.order.mark(self._launched)
+            self._marked = self._launched
+        rate = parts.transfers.link_bytes_per_s
+        seen = parts.agreement(
+            Sample(
+                now=parts.clock.now(),
+                landed=crossing.landed,
+                out_bytes_per_s=rate(Direction.D2H),
+                in_bytes_per_s=rate(Direction.H2D),
+                out_busy=crossing.busy(Direction.D2H),
+                in_busy=crossing.busy(Direction.H2D),
+            )
+        )
+        self._learn(seen.now)
+        self._seen = seen
+        self._now = seen.now
+        self._commit()
+        self._land()
+
+    def _learn(self, now: Nanos) -> None:
+        """How long a turn with a batch takes, from one sample to the next."""
+        rows, prefill_tokens, context_tokens = self._work
+        if rows:
+            took = now - self._now
+            self._step += (took - self._step) // 8
+            self._fit.add(rows, prefill_tokens, context_tokens, took)
+            self._work = (0, 0, 0)
+
+    def _commit(self) -> None:
+        live, commit, now = self._roster.live, self._parts.ledger.commit, self._now
+        for flight in self._collected:
+            for record, tokens, sampled in flight.rows:
+                if live.get(record.id) is not record:
+                    continue
+                commit(record.id, tokens)
+                if sampled:
+                    self.totals.output_tokens += 1
+                    record.last_token = now
+                    if record.first_token < 0:
+                        record.first_token = now
+        self._collected.clear()
+
+    def _land(self) -> None:
+        """Blocks of those who have left go back to upstream only here: L3, leave before enter."""
+        landings = self._parts.ledger.land(self._crossing.agreed(self._seen.landed))
+        for landing in landings:
+            if (landing.kind is CopyKind.OUT) == landing.ok:
+                self._parts.cache.remove_sequence(landing.id)
+        for event in self._roster.land(landings, self._now):
+            reason = event.ending.message if event.ending is not None else ""
+            raise TransferFailed(f"request {event.id}: {reason}")
+
+    def _arrive(self, active: Sequence[UpstreamRequest]) -> None:
+        known, states = self._requests, self._parts.states
+        for request in active:
+            id = RequestId(request.py_request_id)
+            if id in known or request.is_dummy or request.state_value != states.context_init:
+                continue
+            known[id] = request
+            terms = self._parts.terms.of(request, self._now)
+            output = min(request.py_max_new_tokens, self._parts.sequence_tokens_max - request.prompt_len)
+            record = self._roster.arrive(
+                Request(
+                    id=id,
+                    prompt=(0,) * request.prompt_len,  # only its length matters here
+                    sampling=Sampling(max_tokens=max(1, output)),
+                    slo=terms.slo,
+                    arrival=terms.arrival,
+                    tenant=terms.tenant,
+                )
+            )
+            self._parts.ledger.open(id, record)
+            self.totals.accepted += 1
+        if len(known) > len(active):
+            here = {request.py_request_id for request in active}
+            for id in [id for id in known if id not in here]:
+                self.freed(known[id])
+
+    # -- what is decided ---------------------------------------------------------------------------
+
+    def _view(self) -> View:
+        ledger = self._parts.ledger
+        free = self._parts.cache.get_kv_cache_stats().free_num_blocks
+        if free < ledger.device_free:
+            raise InvariantViolation(
+                f"the KV cache has {free} free blocks where the ledger counts {ledger.device_free}: "
+                "somebody else takes blocks; raise spare_blocks"
+            )
+        out_blocks, in_blocks = self._allowance(Direction.D2H), self._allowance(Direction.H2D)
+        return self._roster.view(self._turn, self._now, ledger, out_blocks, in_blocks, self._fit.forecast)
+
+    def _allowance(self, direction: Direction) -> int:
+        """Blocks that cross behind one step, less those on their way; at least one while nothing is.
+        Of agreed figures only, so that it is the same on every rank."""
+        seen, limits = self._seen, self._parts.limits
+        outward = direction is Direction.D2H
+        if seen.out_busy if outward else seen.in_busy:
+            return 0
+        bytes_per_s = seen.out_bytes_per_s if outward else seen.in_bytes_per_s
+        step_bytes = bytes_per_s * max(self._step, MILLISECOND) / SECOND
+        blocks = int(min(step_bytes / self._parts.block_bytes, limits.device_blocks + limits.host_blocks))
+        return max(0, max(1, blocks) - self._crossing.blocks[direction])
+
+    def _move(self, plan: Plan) -> None:
+        """Rotations and syncs start now; the batch follows when upstream has made it."""
+        completing = self._parts.states.generation_to_complete
+        out = tuple(id for id in plan.rotate_out if self._requests[id].state_value < completing)
+        moves = Plan(plan.turn, plan.now, rotate_out=out, rotate_in=plan.rotate_in, sync=plan.sync)
+        if not moves.idle:
+            copies = self._parts.ledger.apply(moves)
+            self._roster.enter(moves, plan.now)
+            for id in moves.rotate_in:
+                self._return_to_cache(id)
+            movers = {copy.id for copy in copies}
+            blocks = {id: self._blocks(id) for id in movers}
+            self._crossing.hand_over(copies, blocks, self._launched)
+            for copy in copies:
+                if copy.direction is Direction.D2H:
+                    self.totals.link_out_blocks += len(copy.source)
+                else:
+                    self.totals.link_in_blocks += len(copy.source)
+        self._crossing.submit()
+
+    def _return_to_cache(self, id: RequestId) -> None:
+        """Upstream gets a sequence of as many tokens as are in DRAM, and blocks for it."""
+        record, request = self._roster.live[id], self._requests[id]
+        held = request.get_num_tokens(0) - 1  # the newest token has no KV yet
+        if held != record.computed_tokens:
+            raise InvariantViolation(
+                f"request {id} has {held} tokens of KV; {record.computed_tokens} counted"
+            )
+        self._parts.cache.add_sequence(id, record.computed_tokens, 1)
+
+    def _blocks(self, id: RequestId) -> dict[int, int]:
+        slots = self._parts.ledger.slots(id)
+        (ids,) = self._parts.cache.get_cache_block_ids(id, self._parts.window_tokens)
+        if len(ids) != len(slots):
+            raise InvariantViolation(
+                f"request {id} has {len(ids)} blocks in the KV cache, {len(slots)} counted"
+            )
+        return dict(zip(slots, ids, strict=True))
+
+    def _fitting(self, plan: Plan, active: Iterable[UpstreamRequest]) -> list[UpstreamRequest]:
+        """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list."""
+        requests, live, states = self._requests, self._roster.live, self._parts.states
+        ids = [*plan.decode, *(chunk.id for chunk in plan.prefill)]
+        chosen = set(ids)
+        passing = []
+        for request in active:
+            id = RequestId(request.py_request_id)
+            if id in chosen:
+                continue
+            if id not in requests or request.state_value >= states.generation_to_complete:
+                passing.append(request)  # dummies, and those whose last token is on its way
+            elif live[id].phase is not Phase.WAITING:
+                self._leave_out(request)
+        return [*passing, *(requests[id] for id in ids)]
+
+    @staticmethod
+    def _leave_out(request: UpstreamRequest) -> None:
+        """Who skips a batch reads its next input token from the host; with the index of its last batch
+        upstream would read a stale one and count one position too many."""
+        request.py_batch_idx = None
+
+    # -- the batch ---------------------------------------------------------------------------------
+
+    def _expect(self, request: UpstreamRequest, planned: set[RequestId]) -> RequestId:
+        id = RequestId(request.py_request_id)
+        if id not in planned:
+            raise InvariantViolation(
+                f"upstream batches request {id}, which was left out: {self._plan.line()}"
+            )
+        return id
+
+    def _check_batch(self, actual: Plan) -> None:
+        """Upstream may take less than was planned, and other chunks, but not more blocks or tokens."""
+        live, ledger = self._roster.live, self._parts.ledger
+        for chunk in actual.prefill:
+            record = live[chunk.id]
+            if record.phase not in RUNNING and record.phase is not Phase.WAITING:
+                raise InvariantViolation(f"chunk of {chunk.id}, which is {record.phase.value}")
+            if chunk.start != record.computed_tokens or chunk.length <= 0:
+                raise InvariantViolation(
+                    f"chunk of {chunk.id}: {chunk.start}+{chunk.length}, {record.computed_tokens} counted"
+                )
+        block_tokens = self._parts.limits.block_tokens
+        taken = sum(live[id].total_blocks for id in actual.admit)
+        taken += sum(
+            live[id].computed_tokens >= live[id].device_blocks * block_tokens for id in actual.decode
+        )
+        if taken > ledger.device_free:
+            raise InvariantViolation(f"the batch takes {taken} blocks > {ledger.device_free} free")
+
+    def _launch(self, actual: Plan) -> None:
+        live = self._roster.live
+        chunks, decoding = actual.prefill, actual.decode
+        rows = [(live[c.id], c.start + c.length, live[c.id].phase is Phase.DECODE) for c in chunks]
+        rows += [(live[id], live[id].computed_tokens, True) for id in decoding]
+        ids = frozenset(record.id for record, _, _ in rows)
+        self._flights.append(_Flight(actual.turn, ids, rows))
+        self._launched = actual.turn
+        self.totals.batches += 1
+        prefill_tokens = sum(chunk.length for chunk in chunks)
+        self.totals.step_tokens += prefill_tokens + len(decoding)
+        context = sum(c.start for c in chunks) + sum(live[id].computed_tokens - 1 for id in decoding)
+        self._work = (len(rows), prefill_tokens, context)
