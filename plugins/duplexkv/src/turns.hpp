@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 
 #include "timeline.hpp"
 
@@ -17,7 +16,7 @@ class Turns {
  public:
   // Without a GPU (null) there are only marks by the host.
   explicit Turns(Gpu* gpu) {
-    if (gpu != nullptr) events_.emplace(gpu, kEventsMax);
+    if (gpu != nullptr) events_ = std::make_unique<Timeline>(gpu, kEventsMax);
   }
 
   // The batch of `turn` and all before have ended.
@@ -53,7 +52,7 @@ class Turns {
   }
   Progress look() noexcept;
 
-  std::optional<Timeline> events_;
+  std::unique_ptr<Timeline> events_;
   std::atomic<std::int64_t> ended_{-1};
   std::atomic<std::int64_t> recorded_{-1};
 };

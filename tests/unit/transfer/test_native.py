@@ -94,7 +94,7 @@ def test_what_is_ahead_of_need_is_passed_by_what_is_needed() -> None:
     eager = [Copy(RequestId(n), CopyKind.SYNC, [n], [n]) for n in range(20)]
     early = link.submit(D2H, eager)
     (needed,) = link.submit(D2H, [out([40])]) or ()
-    told = []
+    told: list[Ticket] = []
     while len(told) < 21:
         assert link.wait(60.0)
         told += [done.ticket for done in link.poll() if done.ok]
@@ -108,7 +108,7 @@ def test_a_cancelled_copy_is_told_as_not_ok_and_leaves_its_slots() -> None:
     link.cancel(dropped)
     assert link.submit(H2D, [Copy(RequestId(2), CopyKind.IN, [2], [2])]) == [3]
     link.mark(1)
-    done = []
+    done: list[CopyDone] = []
     while len(done) < 3:
         assert link.wait(60.0)
         done += link.poll()
