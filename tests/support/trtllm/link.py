@@ -1,8 +1,8 @@
 """A link that moves bytes at the worst moment its promises allow. For tests of what stands above it.
 
-A copy out reads its source when it lands, so a source that was given away too soon is read too late; a copy
-in writes its target as soon as it may start, and again when it lands. When each lands is drawn from the
-seed, in order within a direction. Slots of copies in the air are guarded as the real link guards them.
+A copy happens either as soon as it may start, before what it should have waited for, or when it lands,
+after what should have waited for it: which of the two and when it lands is drawn from the seed, in order
+within a direction. Slots of copies in the air are guarded as the real link guards them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class _Group:
     copy: Copy
     polls: int
     started: bool = False
-    over: bool = False
+    early: bool = False
+    over: bool = False  # the bytes are there
+    awaited: bool = False  # by the stream: it did not fail
 
 
 class LateLink:
@@ -59,7 +61,8 @@ class LateLink:
         tickets = []
         for copy in copies:
             polls = self._random.randint(1, self._polls_max)
-            self._lanes[direction].append(_Group(Ticket(self._next), copy, polls))
+            early = self._random.random() < 0.5
+            self._lanes[direction].append(_Group(Ticket(self._next), copy, polls, early=early))
             self.blocks[direction] += len(copy.source)
             tickets.append(Ticket(self._next))
             self._next += 1
@@ -97,9 +100,9 @@ class LateLink:
                 for group in lane:
                     assert group.started, "the stream waits for a copy that waits for the stream"
                     group.polls = 0
+                    group.awaited = True
                     if group.ticket == ticket:
-                        self._move(Direction.H2D, group.copy)
-                        group.over = True
+                        self._move(Direction.H2D, group)
                         break
 
     def _start(self) -> None:
@@ -107,22 +110,23 @@ class LateLink:
             for group in lane:
                 if group.copy.after > self._marked:
                     break
-                if not group.started and direction is Direction.H2D:
-                    self._move(direction, group.copy)
                 group.started = True
+                if group.early:
+                    self._move(direction, group)
 
     def _land(self, direction: Direction, group: _Group) -> CopyDone:
-        if not group.over and self._random.random() < self._failing:
+        if not group.awaited and self._random.random() < self._failing:
             self.failures += 1
             self._pools[direction][1][list(group.copy.target)] = self._random.getrandbits(64)
             return CopyDone(group.ticket, ok=False)
-        if not group.over:
-            self._move(direction, group.copy)
+        self._move(direction, group)
         return CopyDone(group.ticket, ok=True)
 
-    def _move(self, direction: Direction, copy: Copy) -> None:
-        source, target = self._pools[direction]
-        target[list(copy.target)] = source[list(copy.source)]
+    def _move(self, direction: Direction, group: _Group) -> None:
+        if not group.over:
+            group.over = True
+            source, target = self._pools[direction]
+            target[list(group.copy.target)] = source[list(group.copy.source)]
 
     def _guard(self, direction: Direction, copies: Sequence[Copy]) -> None:
         for copy in copies:

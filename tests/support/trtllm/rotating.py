@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from superinfer_trt.core.ports import Policy
 from superinfer_trt.core.units import MILLISECOND, Ticket
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
@@ -49,6 +51,17 @@ class RotationShape:
     failing: float = 0.0
 
 
+class WatchedResources(DuplexKvResources):
+    """Tells a test of each ending before the adapter hears of it."""
+
+    on_freed: Callable[[LlmRequest], None] | None = None
+
+    def free_resources(self, request: LlmRequest) -> None:
+        if self.on_freed is not None:
+            self.on_freed(request)
+        super().free_resources(request)
+
+
 class RotatingWorker:
     """A fake worker with rotation in it. `step` is one iteration of its loop, a step of 20 ms."""
 
@@ -74,25 +87,30 @@ class RotatingWorker:
             host_blocks=rotation.host_blocks,
         )
         self.ledger = KvLedger(limits)
-        self.rotation = Rotation(
-            RotationParts(
-                policy=make_policy(rotation.policy, **rotation.parameters),
-                ledger=self.ledger,
-                transfers=self.link,
-                order=self.order,
-                cache=impl,
-                clock=self.clock,
-                limits=limits,
-                block_bytes=impl.pool[0].nbytes,
-                window_tokens=shape.max_seq_len,
-                sequence_tokens_max=shape.max_seq_len,
-            )
+        self._parts = RotationParts(
+            policy=make_policy(rotation.policy, **rotation.parameters),
+            ledger=self.ledger,
+            transfers=self.link,
+            order=self.order,
+            cache=impl,
+            clock=self.clock,
+            limits=limits,
+            block_bytes=impl.pool[0].nbytes,
+            window_tokens=shape.max_seq_len,
+            sequence_tokens_max=shape.max_seq_len,
         )
-        self.executor.scheduler.capacity_scheduler = RotaCapacityScheduler(self.rotation)
+        self._install(Rotation(self._parts))
+
+    def choose(self, policy: Policy) -> None:
+        """Another policy than one of the registry; before the first step."""
+        self._install(Rotation(replace(self._parts, policy=policy)))
+
+    def _install(self, rotation: Rotation) -> None:
+        self.rotation = rotation
+        self.executor.scheduler.capacity_scheduler = RotaCapacityScheduler(rotation)
         resources = self.executor.resource_manager
-        resources.register_resource_manager(
-            RESOURCE_KEY, DuplexKvResources(self.rotation, self.link, rotation.host_blocks)
-        )
+        self.duplex = WatchedResources(rotation, self.link, self._parts.limits.host_blocks)
+        resources.register_resource_manager(RESOURCE_KEY, self.duplex)
         resources.reorder_pipeline([SEQ_SLOT_MANAGER, RESOURCE_KEY, KV_CACHE_MANAGER])
 
     def enqueue(self, request: LlmRequest) -> None:
