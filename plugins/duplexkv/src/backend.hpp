@@ -48,7 +48,15 @@ class Backend {
   virtual void drain() noexcept = 0;
 };
 
-// Copies in `submit`, on the lane's own thread. The reference for every other backend.
-std::unique_ptr<Backend> make_host_backend();
+struct HostBackendConfig {
+  unsigned threads = 1;  // that copy, the lane's own among them; >= 1
+  // Less of a slice for one thread is not worth waking it.
+  std::uint64_t share_bytes_min = std::uint64_t{256} << 10;
+  std::span<const std::byte> near;  // a pool: threads stay on the node it is on; empty: anywhere
+};
+
+// Copies in `submit`, on the lane's thread and `threads - 1` of its own. The reference for every
+// other backend. Throws std::bad_alloc, std::system_error.
+std::unique_ptr<Backend> make_host_backend(HostBackendConfig config = {});
 
 }  // namespace duplexkv

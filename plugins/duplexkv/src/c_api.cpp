@@ -1,8 +1,11 @@
 // The C face: argument checks, and exceptions turned into status values.
+#include <algorithm>
+#include <cinttypes>
 #include <cstddef>
 #include <utility>
 
 #include "arena.hpp"
+#include "budget.hpp"
 #include "copy.hpp"
 #include "cuda_parts.hpp"
 #include "engine.hpp"
@@ -13,6 +16,10 @@
 
 struct dkv_arena {
   std::unique_ptr<duplexkv::Arena> arena;
+};
+
+struct dkv_budget {
+  std::shared_ptr<duplexkv::SharedBudget> shared;
 };
 
 struct dkv_engine {
@@ -39,8 +46,46 @@ Status check_direction(std::uint32_t direction) {
                              : Status::Ok;
 }
 
-duplexkv::EngineConfig to_engine_config(const dkv_config& given) {
-  duplexkv::EngineConfig config;
+constexpr std::uint32_t kHostThreadsMax = 64;
+
+// What a pool is made of; none: block-first.
+Status to_segments(const char* name, const dkv_segment* given, std::uint64_t count,
+                   std::vector<duplexkv::Segment>* out) {
+  if ((given == nullptr) != (count == 0)) {
+    return fail(Status::Invalid, "%s_segments: NULL and a count, or none", name);
+  }
+  if (count > duplexkv::PoolLayout::kSegmentsMax) {
+    return fail(Status::Invalid, "%s_segments: %" PRIu64 " > %zu", name, count,
+                duplexkv::PoolLayout::kSegmentsMax);
+  }
+  for (std::uint64_t i = 0; i < count; ++i) {
+    out->push_back({.base = static_cast<std::byte*>(given[i].base),
+                    .stride = given[i].stride,
+                    .bytes = given[i].bytes});
+  }
+  return Status::Ok;
+}
+
+Status check_since_0_3(const dkv_config& config) {
+  if (config.reserved != 0) return fail(Status::Unsupported, "reserved: %u", config.reserved);
+  if (config.host_threads > kHostThreadsMax) {
+    return fail(Status::Invalid, "host_threads: %u > %u", config.host_threads, kHostThreadsMax);
+  }
+  return Status::Ok;
+}
+
+Status to_engine_config(const dkv_config& given, duplexkv::EngineConfig* out) {
+  duplexkv::EngineConfig& config = *out;
+  Status status = check_since_0_3(given);
+  if (status == Status::Ok) {
+    status = to_segments("device", given.device_segments, given.device_segment_count,
+                         &config.device_segments);
+  }
+  if (status == Status::Ok) {
+    status =
+        to_segments("host", given.host_segments, given.host_segment_count, &config.host_segments);
+  }
+  if (status != Status::Ok) return status;
   config.device = {.base = static_cast<std::byte*>(given.device_base),
                    .blocks = given.device_blocks};
   config.host = {.base = static_cast<std::byte*>(given.host_base), .blocks = given.host_blocks};
@@ -50,7 +95,28 @@ duplexkv::EngineConfig to_engine_config(const dkv_config& given) {
   if (given.queue_bytes_max != 0) config.queue_bytes_max = given.queue_bytes_max;
   if (given.slice_bytes_max != 0) config.slice.bytes = given.slice_bytes_max;
   if (given.slice_descriptors_max != 0) config.slice.descriptors = given.slice_descriptors_max;
-  return config;
+  config.host_chunk_bytes = given.cuda_host_chunk_bytes;
+  if (given.budget != nullptr) config.budget = given.budget->shared;
+  return Status::Ok;
+}
+
+Status make_parts(const dkv_config& given, duplexkv::EngineParts* out) {
+  if (given.backend == DKV_BACKEND_CUDA) {
+    if (given.device_segments != nullptr || given.host_segments != nullptr) {
+      return fail(Status::Unsupported, "segments: not with DKV_BACKEND_CUDA in this version");
+    }
+    return duplexkv::cuda::make_gpu(given, &out->gpu);
+  }
+  duplexkv::HostBackendConfig config;
+  if (given.host_threads != 0) config.threads = given.host_threads;
+  if (given.host_segments == nullptr && given.host_base != nullptr &&
+      given.block_bytes <= SIZE_MAX / std::max<std::uint64_t>(1, given.host_blocks)) {
+    config.near = {static_cast<const std::byte*>(given.host_base),
+                   given.host_blocks * given.block_bytes};
+  }
+  for (auto& backend : out->backends)
+    backend = duplexkv::make_host_backend(config);
+  return Status::Ok;
 }
 
 Status to_submission(const dkv_submission& given, duplexkv::Submission* out) {
@@ -137,6 +203,20 @@ void dkv_arena_destroy(dkv_arena* arena) {
   delete arena;
 }
 
+dkv_status dkv_budget_create(double bytes_per_s, dkv_budget** out) {
+  return guarded([&] {
+    if (out == nullptr) return fail(Status::Invalid, "out: NULL");
+    auto handle = std::make_unique<dkv_budget>();
+    const Status status = duplexkv::SharedBudget::create(bytes_per_s, &handle->shared);
+    *out = status == Status::Ok ? handle.release() : nullptr;
+    return status;
+  });
+}
+
+void dkv_budget_destroy(dkv_budget* budget) {
+  delete budget;
+}
+
 dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
   return guarded([&] {
     if (out == nullptr) return fail(Status::Invalid, "out: NULL");
@@ -147,16 +227,14 @@ dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out) {
     if (known.backend > DKV_BACKEND_CUDA) {
       return fail(Status::Unsupported, "backend: %u is not in this build", known.backend);
     }
+    duplexkv::EngineConfig engine_config;
+    status = to_engine_config(known, &engine_config);
+    if (status != Status::Ok) return status;
     auto handle = std::make_unique<dkv_engine>();
     duplexkv::EngineParts parts;
-    if (known.backend == DKV_BACKEND_CUDA) {
-      status = duplexkv::cuda::make_gpu(known, &parts.gpu);
-      if (status != Status::Ok) return status;
-    } else {
-      for (auto& backend : parts.backends)
-        backend = duplexkv::make_host_backend();
-    }
-    status = duplexkv::Engine::create(to_engine_config(known), std::move(parts), &handle->engine);
+    status = make_parts(known, &parts);
+    if (status != Status::Ok) return status;
+    status = duplexkv::Engine::create(engine_config, std::move(parts), &handle->engine);
     if (status == Status::Ok) *out = handle.release();
     return status;
   });

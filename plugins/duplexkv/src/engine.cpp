@@ -153,10 +153,13 @@ LaneConfig Engine::lane_config(Direction direction) const {
                   .target = out ? layouts_.host : layouts_.device,
                   .bytes_per_s = config_.bytes_per_s[static_cast<std::size_t>(direction)],
                   .queue_groups_max = config_.queue_groups_max,
-                  .slice = config_.slice};
-  if (lane.bytes_per_s > 0 &&
-      lane.bytes_per_s * kSliceSeconds < static_cast<double>(lane.slice.bytes)) {
-    const auto smooth = static_cast<std::uint64_t>(lane.bytes_per_s * kSliceSeconds);
+                  .slice = config_.slice,
+                  .budget = config_.budget,
+                  .ranks = {out ? Rank::Leave : Rank::Resume, Rank::Eager}};
+  const double shared = config_.budget == nullptr ? 0 : config_.budget->bytes_per_s();
+  for (const double rate : {lane.bytes_per_s, shared}) {
+    if (rate <= 0 || rate * kSliceSeconds >= static_cast<double>(lane.slice.bytes)) continue;
+    const auto smooth = static_cast<std::uint64_t>(rate * kSliceSeconds);
     lane.slice.bytes = std::min(lane.slice.bytes, std::max(smooth, kPacedSliceBytesMin));
   }
   return lane;

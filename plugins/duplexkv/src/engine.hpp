@@ -18,6 +18,7 @@
 #include "backend.hpp"
 #include "bell.hpp"
 #include "book.hpp"
+#include "budget.hpp"
 #include "error.hpp"
 #include "gpu.hpp"
 #include "lane.hpp"
@@ -41,6 +42,7 @@ struct EngineConfig {
   std::size_t queue_groups_max = 4096;
   std::uint64_t queue_bytes_max = std::uint64_t{1} << 30;
   SliceLimits slice;
+  std::shared_ptr<SharedBudget> budget;  // shared with other engines of the machine; null: none
 };
 
 // What an engine is made of. Over a GPU the backends are its own.

@@ -1,10 +1,11 @@
 #include "lane.hpp"
 
 #include <pthread.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <exception>
+
+#include "quiet.hpp"
 
 namespace duplexkv {
 namespace {
@@ -16,22 +17,6 @@ void add(std::atomic<std::uint64_t>& counter, std::uint64_t value) noexcept {
   counter.fetch_add(value, std::memory_order_relaxed);
 }
 
-// Signals stay with the threads of the program: none is delivered to a lane.
-class SignalsBlocked {
- public:
-  SignalsBlocked() noexcept {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_{};
-};
-
 }  // namespace
 
 Lane::Lane(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* turns, Bell* landing)
@@ -39,6 +24,8 @@ Lane::Lane(const LaneConfig& config, std::unique_ptr<Backend> backend, Turns* tu
               Queue(Urgency::Eager, config.queue_groups_max)},
       merge_(config.source, config.target, config.slice),
       pace_(config.bytes_per_s),
+      budget_(config.budget),
+      ranks_(config.ranks),
       slice_limits_(config.slice),
       backend_(std::move(backend)),
       turns_(turns),
@@ -128,7 +115,9 @@ std::int64_t Lane::behind_turn(const Group& group) const noexcept {
 
 // Sleeps until there is something to do: never spins, never misses a ring.
 void Lane::rest() {
-  if (flights_.empty()) {
+  if (flights_.empty() && unpaid_ != nullptr) {
+    rest_until_budget();
+  } else if (flights_.empty()) {
     pace_.idle();
     asleep_.store(true, std::memory_order_seq_cst);
     doorbell_.wait([this] { return interrupted() || any_head_ready() || eager_turn_runs(); });
@@ -142,6 +131,15 @@ void Lane::rest() {
   } else {
     doorbell_.wait_until(flights_.front().crossed_at, [this] { return interrupted(); });
   }
+}
+
+// What is urgent asks for itself as soon as it is ready.
+void Lane::rest_until_budget() {
+  Queue& urgent = queues_[static_cast<std::size_t>(Urgency::Urgent)];
+  asleep_.store(true, std::memory_order_seq_cst);
+  doorbell_.wait_until(
+      budget_at_, [&] { return interrupted() || (unpaid_ != &urgent && head_ready(&urgent)); });
+  asleep_.store(false, std::memory_order_relaxed);
 }
 
 // Ends the oldest slice if it has arrived. Returns whether anything changed.
@@ -208,21 +206,31 @@ void Lane::land_groups(Queue* queue, Batch* batch, std::size_t descriptors_ended
 // Starts the next slice if the backend has room. Returns whether anything changed.
 bool Lane::feed() {
   if (flights_.size() >= backend_->depth()) return false;
+  unpaid_ = nullptr;
   return std::any_of(queues_.begin(), queues_.end(),
-                     [this](Queue& queue) { return feed_slice(&queue); });
+                     [this](Queue& queue) { return unpaid_ == nullptr && feed_slice(&queue); });
+}
+
+bool Lane::in_budget(const Queue& queue, std::uint64_t bytes) noexcept {
+  const Rank rank = ranks_[static_cast<std::size_t>(queue.urgency)];
+  if (budget_.ask(rank, bytes, SteadyClock::now(), &budget_at_)) return true;
+  unpaid_ = &queue;
+  return false;
 }
 
 bool Lane::feed_slice(Queue* queue) {
   if (queue->feeding().fed() && !form_batch(queue)) return false;
   Batch& batch = queue->feeding();
   if (batch.fed()) return true;  // of cancelled groups only
+  const bool abandoned = slice_abandoned(queue, batch, batch.slices_fed);
+  if (!abandoned && !in_budget(*queue, batch.plan.slice_bytes[batch.slices_fed])) return false;
   Flight flight{.queue = queue,
                 .batch = &batch,
                 .slice = batch.slices_fed++,
                 .sequence = 0,
                 .started = SteadyClock::now(),
                 .crossed_at = {}};
-  if (slice_abandoned(queue, batch, flight.slice)) {
+  if (abandoned) {
     flight.progress = Progress::Failed;
   } else {
     flight.sequence = ++slice_sequence_;

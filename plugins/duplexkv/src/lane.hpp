@@ -17,6 +17,7 @@
 
 #include "backend.hpp"
 #include "bell.hpp"
+#include "budget.hpp"
 #include "group_ring.hpp"
 #include "pace.hpp"
 #include "planner.hpp"
@@ -35,6 +36,8 @@ struct LaneConfig {
   double bytes_per_s = 0;  // 0: no limit
   std::size_t queue_groups_max = 0;
   SliceLimits slice;
+  std::shared_ptr<SharedBudget> budget;  // null: none
+  std::array<Rank, kUrgencies> ranks{};  // in the budget, by Urgency
 };
 
 // Written by the lane's thread, read by anybody; each counter is exact, together they may be torn.
@@ -122,6 +125,8 @@ class Lane {
   bool retire();
   bool feed();
   bool feed_slice(Queue* queue);
+  bool in_budget(const Queue& queue, std::uint64_t bytes) noexcept;
+  void rest_until_budget();
   Progress start_slice(const Batch& batch, std::size_t slice, std::uint64_t sequence);
   bool form_batch(Queue* queue);
   void plan_group(Queue* queue, Batch* batch);
@@ -141,6 +146,8 @@ class Lane {
   std::array<Queue, kUrgencies> queues_;  // by Urgency
   RunMerge merge_;
   Pace pace_;
+  BudgetSeat budget_;
+  std::array<Rank, kUrgencies> ranks_;
   SliceLimits slice_limits_;
   std::unique_ptr<Backend> backend_;
   Turns* turns_;
@@ -157,6 +164,8 @@ class Lane {
   std::deque<Flight> flights_;
   std::uint64_t slice_sequence_ = 0;
   SteadyClock::time_point slice_ended_at_{};
+  const Queue* unpaid_ = nullptr;  // its next slice is not in the budget before budget_at_
+  SteadyClock::time_point budget_at_{};
 
   std::thread thread_;  // last: it starts when all else is there
 };

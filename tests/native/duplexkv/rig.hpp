@@ -21,8 +21,10 @@ using duplexkv::Status;
 using Ids = std::vector<std::int32_t>;
 using Backends = std::array<std::unique_ptr<duplexkv::Backend>, 2>;
 
-inline Backends host_backends() {
-  return {duplexkv::make_host_backend(), duplexkv::make_host_backend()};
+// Lanes with as many copying threads, however small the slice.
+inline Backends host_backends(unsigned threads = 1) {
+  const duplexkv::HostBackendConfig config{.threads = threads, .share_bytes_min = 64, .near = {}};
+  return {duplexkv::make_host_backend(config), duplexkv::make_host_backend(config)};
 }
 
 inline duplexkv::EngineParts parts_of(Backends backends) {

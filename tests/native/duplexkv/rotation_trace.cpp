@@ -66,7 +66,7 @@ void RotationTrace::build() {
   config.slice = {.bytes = 6 * kBytes, .descriptors = 5};
   duplexkv::EngineParts parts;
   if (options_.streams) parts.gpu = gpu_;
-  if (!options_.streams) parts.backends = host_backends();
+  if (!options_.streams) parts.backends = host_backends(options_.host_threads);
   const bool cancel = missing == Missing::CancelWaits;
   if (missing == Missing::CopyInAfterCopyOut || cancel) {
     parts.device_book = std::make_unique<LaxBook>(kDevice, LaxBook::Rules{.write_read = !cancel});

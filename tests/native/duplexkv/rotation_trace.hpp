@@ -38,7 +38,8 @@ enum class Missing {
 struct TraceOptions {
   std::uint64_t seed = 1;
   std::int64_t turns = 150;
-  bool streams = true;  // on a virtual GPU; otherwise host threads and marks by the host
+  bool streams = true;        // on a virtual GPU; otherwise host threads and marks by the host
+  unsigned host_threads = 1;  // of a lane
   Missing missing = Missing::Nothing;
   std::uint64_t fail_call = 0;
   std::int64_t lose_turn = -1;

@@ -183,6 +183,11 @@ void random_traces_on_a_slow_link_are_byte_exact() {
     Trace(host_backends(), seed, 1e8).run(300);
 }
 
+void random_traces_with_helpers_are_byte_exact() {
+  for (const unsigned threads : {1U, 2U, 3U})
+    Trace(host_backends(threads), threads, 0).run(1000);
+}
+
 void random_traces_through_an_asynchronous_backend_are_byte_exact() {
   for (std::uint64_t seed = 0; seed < 4; ++seed)
     Trace(threaded(1 + seed), seed, 0).run(400);
@@ -457,6 +462,7 @@ void the_child_of_a_fork_is_refused() {
 int main() {
   RUN(random_traces_are_byte_exact);
   RUN(random_traces_on_a_slow_link_are_byte_exact);
+  RUN(random_traces_with_helpers_are_byte_exact);
   RUN(random_traces_through_an_asynchronous_backend_are_byte_exact);
   RUN(slices_overlap_as_deep_as_the_backend_allows);
   RUN(a_group_waits_for_its_mark_and_holds_those_behind);

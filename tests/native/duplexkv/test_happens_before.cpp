@@ -19,10 +19,11 @@ void is_clean(const TraceResult& result) {
   CHECK(result.created && result.bad() == 0);
 }
 
-void nothing_is_wrong(bool streams) {
+void nothing_is_wrong(bool streams, unsigned host_threads = 1) {
   TraceResult sum;
   for (std::uint64_t seed = 1; seed <= 6; ++seed) {
-    const TraceResult result = run({.seed = seed, .turns = 250, .streams = streams});
+    const TraceResult result =
+        run({.seed = seed, .turns = 250, .streams = streams, .host_threads = host_threads});
     is_clean(result);
     CHECK(result.failed == 0 && result.looks > 200);
     sum.rotations += result.rotations;
@@ -37,7 +38,8 @@ void nothing_is_wrong(bool streams) {
 }
 
 void traces_on_the_host_are_as_in_sequence() {
-  nothing_is_wrong(false);
+  for (const unsigned threads : {1U, 2U, 3U})
+    nothing_is_wrong(false, threads);
 }
 
 void traces_on_a_gpu_are_as_in_sequence() {

@@ -24,7 +24,7 @@
 #endif
 
 #define DKV_VERSION_MAJOR 0
-#define DKV_VERSION_MINOR 2
+#define DKV_VERSION_MINOR 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -84,6 +84,14 @@ typedef enum dkv_outcome { DKV_DONE = 0, DKV_FAILED = 1, DKV_CANCELLED = 2 } dkv
 
 typedef struct dkv_arena dkv_arena;
 typedef struct dkv_engine dkv_engine;
+typedef struct dkv_budget dkv_budget;
+
+/* A part of every block of a pool: of block i the `bytes` at base + i * stride. */
+typedef struct dkv_segment {
+  void* base;
+  uint64_t stride;
+  uint64_t bytes;
+} dkv_segment;
 
 /* A 0 in a limit means its default, in a rate no limit. */
 typedef struct dkv_config {
@@ -107,6 +115,16 @@ typedef struct dkv_config {
   uint32_t cuda_batch;            /* dkv_batch */
   const char* cuda_routes_file;   /* keeps what was measured for the next start; NULL: nowhere */
   uint64_t cuda_host_chunk_bytes; /* no copy may cross a multiple of it from host_base; 0: any */
+  /* Since 0.3. A block is the bytes of its segments, one behind the other: two segments a layer
+   * for a layer-first pool, one for each of several pools with the same ids. Both tiers as they
+   * like; either has block_bytes a block. NULL: block-first from the pool's base. */
+  const dkv_segment* device_segments;
+  uint64_t device_segment_count; /* upper limit 4096 */
+  const dkv_segment* host_segments;
+  uint64_t host_segment_count;
+  dkv_budget* budget;    /* what engines share; NULL: none */
+  uint32_t host_threads; /* DKV_BACKEND_HOST: that copy, of each lane; default 1, limit 64 */
+  uint32_t reserved;     /* 0 */
 } dkv_config;
 
 /* `group_count` groups; group g copies source[i] -> target[i] for i in
@@ -153,6 +171,13 @@ DKV_API dkv_status dkv_arena_create(uint64_t blocks, uint64_t block_bytes, dkv_a
 DKV_API void* dkv_arena_base(const dkv_arena* arena);
 DKV_API uint64_t dkv_arena_bytes(const dkv_arena* arena);
 DKV_API void dkv_arena_destroy(dkv_arena* arena);
+
+/* A rate that the lanes of all engines made with it keep together: copies in go first, then copies
+ * out, those with DKV_EAGER last, but none waits for ever. For engines of several GPUs over the
+ * memory of one host node. Engines keep what they share: it may be destroyed before them.
+ * DKV_INVALID for a rate below 1e6. */
+DKV_API dkv_status dkv_budget_create(double bytes_per_s, dkv_budget** out);
+DKV_API void dkv_budget_destroy(dkv_budget* budget);
 
 DKV_API dkv_status dkv_engine_create(const dkv_config* config, dkv_engine** out);
 
