@@ -71,7 +71,7 @@ class Rotation:
     def __init__(self, parts: RotationParts, trace: PlanTrace | None = None) -> None:
         self.totals = Totals()
         self.trace = trace if trace is not None else PlanTrace()
-        self._parts = parts
+        self.parts = parts
         self._roster = Roster(parts.limits, parts.policy.order, self.totals)
         self._crossing = Crossing(parts.transfers, parts.ledger, parts.order)
         self._requests: dict[RequestId, UpstreamRequest] = {}
@@ -102,13 +102,13 @@ class Rotation:
         self._observe()
         self._arrive(active)
         view = self._view()
-        plan = check_plan(self._parts.policy(view), view)
+        plan = check_plan(self.parts.policy(view), view)
         if plan.evict or plan.reject:
             raise InvariantViolation(f"a policy that rotates does not evict or reject here: {plan.line()}")
         if not plan.idle:
             self.totals.turns += 1
             self.trace.plan(plan)
-        self._parts.agreement.planned(plan.turn, plan.line)
+        self.parts.agreement.planned(plan.turn, plan.line)
         self._plan = plan
         self._move(plan)
         return self._fitting(plan, active)
@@ -132,7 +132,7 @@ class Rotation:
         self._check_batch(actual)
         for id in set(plan.decode).difference(decoding):
             self._leave_out(self._requests[id])
-        self._parts.ledger.apply(actual)
+        self.parts.ledger.apply(actual)
         self._roster.enter(actual, plan.now)
         self._launch(actual)
 
@@ -155,19 +155,19 @@ class Rotation:
         record = self._roster.live.get(id)
         if record is None:
             return
-        finished = request.state_value >= self._parts.states.generation_complete
+        finished = request.state_value >= self.parts.states.generation_complete
         reason = FinishReason.STOP if finished else FinishReason.CANCELLED
         for _ in self._roster.end(record, reason, self._now):
             pass  # clients are told by upstream
         self._crossing.abandon(id)
-        self._parts.ledger.release(id)
+        self.parts.ledger.release(id)
         del self._requests[id]
 
     # -- what has happened -------------------------------------------------------------------------
 
     def _observe(self) -> None:
         """Time, tokens and landings since the last turn."""
-        parts, crossing = self._parts, self._crossing
+        parts, crossing = self.parts, self._crossing
         if self._launched > self._marked:
             parts.order.mark(self._launched)
             self._marked = self._launched
@@ -198,7 +198,7 @@ class Rotation:
             self._work = (0, 0, 0)
 
     def _commit(self) -> None:
-        live, commit, now = self._roster.live, self._parts.ledger.commit, self._now
+        live, commit, now = self._roster.live, self.parts.ledger.commit, self._now
         for flight in self._collected:
             for record, tokens, sampled in flight.rows:
                 if live.get(record.id) is not record:
@@ -213,23 +213,23 @@ class Rotation:
 
     def _land(self) -> None:
         """Blocks of those who have left go back to upstream only here: L3, leave before enter."""
-        landings = self._parts.ledger.land(self._crossing.agreed(self._seen.landed))
+        landings = self.parts.ledger.land(self._crossing.agreed(self._seen.landed))
         for landing in landings:
             if (landing.kind is CopyKind.OUT) == landing.ok:
-                self._parts.cache.remove_sequence(landing.id)
+                self.parts.cache.remove_sequence(landing.id)
         for event in self._roster.land(landings, self._now):
             reason = event.ending.message if event.ending is not None else ""
             raise TransferFailed(f"request {event.id}: {reason}")
 
     def _arrive(self, active: Sequence[UpstreamRequest]) -> None:
-        known, states = self._requests, self._parts.states
+        known, states = self._requests, self.parts.states
         for request in active:
             id = RequestId(request.py_request_id)
             if id in known or request.is_dummy or request.state_value != states.context_init:
                 continue
             known[id] = request
-            terms = self._parts.terms.of(request, self._now)
-            output = min(request.py_max_new_tokens, self._parts.sequence_tokens_max - request.prompt_len)
+            terms = self.parts.terms.of(request, self._now)
+            output = min(request.py_max_new_tokens, self.parts.sequence_tokens_max - request.prompt_len)
             record = self._roster.arrive(
                 Request(
                     id=id,
@@ -240,7 +240,7 @@ class Rotation:
                     tenant=terms.tenant,
                 )
             )
-            self._parts.ledger.open(id, record)
+            self.parts.ledger.open(id, record)
             self.totals.accepted += 1
         if len(known) > len(active):
             here = {request.py_request_id for request in active}
@@ -250,8 +250,8 @@ class Rotation:
     # -- what is decided ---------------------------------------------------------------------------
 
     def _view(self) -> View:
-        ledger = self._parts.ledger
-        free = self._parts.cache.get_kv_cache_stats().free_num_blocks
+        ledger = self.parts.ledger
+        free = self.parts.cache.get_kv_cache_stats().free_num_blocks
         if free < ledger.device_free:
             raise InvariantViolation(
                 f"the KV cache has {free} free blocks where the ledger counts {ledger.device_free}: "
@@ -263,22 +263,22 @@ class Rotation:
     def _allowance(self, direction: Direction) -> int:
         """Blocks that cross behind one step, less those on their way; at least one while nothing is.
         Of agreed figures only, so that it is the same on every rank."""
-        seen, limits = self._seen, self._parts.limits
+        seen, limits = self._seen, self.parts.limits
         outward = direction is Direction.D2H
         if seen.out_busy if outward else seen.in_busy:
             return 0
         bytes_per_s = seen.out_bytes_per_s if outward else seen.in_bytes_per_s
         step_bytes = bytes_per_s * max(self._step, MILLISECOND) / SECOND
-        blocks = int(min(step_bytes / self._parts.block_bytes, limits.device_blocks + limits.host_blocks))
+        blocks = int(min(step_bytes / self.parts.block_bytes, limits.device_blocks + limits.host_blocks))
         return max(0, max(1, blocks) - self._crossing.blocks[direction])
 
     def _move(self, plan: Plan) -> None:
         """Rotations and syncs start now; the batch follows when upstream has made it."""
-        completing = self._parts.states.generation_to_complete
+        completing = self.parts.states.generation_to_complete
         out = tuple(id for id in plan.rotate_out if self._requests[id].state_value < completing)
         moves = Plan(plan.turn, plan.now, rotate_out=out, rotate_in=plan.rotate_in, sync=plan.sync)
         if not moves.idle:
-            copies = self._parts.ledger.apply(moves)
+            copies = self.parts.ledger.apply(moves)
             self._roster.enter(moves, plan.now)
             for id in moves.rotate_in:
                 self._return_to_cache(id)
@@ -300,11 +300,11 @@ class Rotation:
             raise InvariantViolation(
                 f"request {id} has {held} tokens of KV; {record.computed_tokens} counted"
             )
-        self._parts.cache.add_sequence(id, record.computed_tokens, 1)
+        self.parts.cache.add_sequence(id, record.computed_tokens, 1)
 
     def _blocks(self, id: RequestId) -> dict[int, int]:
-        slots = self._parts.ledger.slots(id)
-        (ids,) = self._parts.cache.get_cache_block_ids(id, self._parts.window_tokens)
+        slots = self.parts.ledger.slots(id)
+        (ids,) = self.parts.cache.get_cache_block_ids(id, self.parts.window_tokens)
         if len(ids) != len(slots):
             raise InvariantViolation(
                 f"request {id} has {len(ids)} blocks in the KV cache, {len(slots)} counted"
@@ -313,7 +313,7 @@ class Rotation:
 
     def _fitting(self, plan: Plan, active: Iterable[UpstreamRequest]) -> list[UpstreamRequest]:
         """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list."""
-        requests, live, states = self._requests, self._roster.live, self._parts.states
+        requests, live, states = self._requests, self._roster.live, self.parts.states
         ids = [*plan.decode, *(chunk.id for chunk in plan.prefill)]
         chosen = set(ids)
         passing = []
@@ -345,7 +345,7 @@ class Rotation:
 
     def _check_batch(self, actual: Plan) -> None:
         """Upstream may take less than was planned, and other chunks, but not more blocks or tokens."""
-        live, ledger = self._roster.live, self._parts.ledger
+        live, ledger = self._roster.live, self.parts.ledger
         for chunk in actual.prefill:
             record = live[chunk.id]
             if record.phase not in RUNNING and record.phase is not Phase.WAITING:
@@ -354,7 +354,7 @@ class Rotation:
                 raise InvariantViolation(
                     f"chunk of {chunk.id}: {chunk.start}+{chunk.length}, {record.computed_tokens} counted"
                 )
-        block_tokens = self._parts.limits.block_tokens
+        block_tokens = self.parts.limits.block_tokens
         taken = sum(live[id].total_blocks for id in actual.admit)
         taken += sum(
             live[id].computed_tokens >= live[id].device_blocks * block_tokens for id in actual.decode

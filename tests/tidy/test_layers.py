@@ -34,7 +34,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim config cli",
+    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim build_trtllm config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -51,6 +51,7 @@ LAYERS = {
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,
     "build_sim": EVERYTHING,
+    "build_trtllm": EVERYTHING,
     "cli": EVERYTHING,
     "__init__": layer(),
     "__main__": EVERYTHING,

@@ -106,7 +106,7 @@ def gives_blocks_back_before_the_landing(patch: pytest.MonkeyPatch) -> None:
     def early(self: Rotation, plan: Plan) -> None:
         move(self, plan)
         for id in plan.rotate_out:
-            self._parts.cache.remove_sequence(id)
+            self.parts.cache.remove_sequence(id)
 
     patch.setattr(Rotation, "_move", early)
 
@@ -145,7 +145,7 @@ def rotates_through_pauses(patch: pytest.MonkeyPatch) -> None:
 
 def counts_the_newest_token(patch: pytest.MonkeyPatch) -> None:
     def returned(self: Rotation, id: int) -> None:
-        self._parts.cache.add_sequence(id, self._requests[id].get_num_tokens(0), 1)
+        self.parts.cache.add_sequence(id, self._requests[id].get_num_tokens(0), 1)
 
     patch.setattr(Rotation, "_return_to_cache", returned)
 

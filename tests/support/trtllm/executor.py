@@ -24,6 +24,22 @@ from support.trtllm.scheduling import RequestScheduler, ScheduledRequests
 
 
 @dataclass
+class Dist:
+    """The ranks of a worker."""
+
+    rank: int = 0
+    tp_size: int = 1
+    pp_size: int = 1
+    cp_size: int = 1
+    tp_allgather: Callable[[object], list[object]] = field(default=lambda value: [value])
+
+
+@dataclass
+class AttentionRuntimeFeatures:
+    chunked_prefill: bool = True
+
+
+@dataclass
 class SampleState:
     """A batch in the air: `tokens` are there once `event` is reached."""
 
@@ -38,6 +54,7 @@ class ModelEngine:
     def __init__(self, impl: KvImpl, stream: Stream, max_num_sequences: int) -> None:
         self._impl = impl
         self._stream = stream
+        self.attn_runtime_features = AttentionRuntimeFeatures()
         self._newest = np.zeros(max_num_sequences, np.int64)  # the sampler's device tensor, by slot
         self.batches: list[tuple[list[int], list[int]]] = []  # for tests: ids by kind
 
@@ -113,6 +130,7 @@ class PyExecutor:
         model_engine: ModelEngine,
         kv_cache_manager: KvCacheOwner,
         execution_stream: Stream,
+        dist: Dist,
         *,
         max_num_sequences: int,
         disable_overlap_scheduler: bool,
@@ -122,6 +140,11 @@ class PyExecutor:
         self.model_engine = model_engine
         self.kv_cache_manager = kv_cache_manager
         self.execution_stream = execution_stream
+        self.dist = dist
+        self.enable_attention_dp = False
+        self.max_beam_width = 1
+        self.kv_connector_manager = None
+        self.worker_started = False
         self.disable_overlap_scheduler = disable_overlap_scheduler
         self.max_num_active_requests = max_num_sequences
         self.active_requests: list[LlmRequest] = []
@@ -133,6 +156,10 @@ class PyExecutor:
         self.kv_cache_transceiver = None
         self.drafter = None
         self.max_input_len = 1 << 30
+
+    def start_worker(self) -> None:
+        """From here on the loop runs."""
+        self.worker_started = True
 
     def enqueue(self, request: LlmRequest) -> None:
         self.waiting_queue.append(request)

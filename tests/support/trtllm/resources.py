@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from enum import Enum
 from typing import Any
 
 from support.trtllm.kv import KvImpl
 from support.trtllm.request import LlmRequest
 from support.trtllm.scheduling import ScheduledRequests
+
+
+class Types(Enum):
+    """Upstream's ResourceManagerType."""
+
+    KV_CACHE_MANAGER = "KV_CACHE_MANAGER"
+    SEQ_SLOT_MANAGER = "SEQ_SLOT_MANAGER"
 
 
 class ResourceBase(ABC):

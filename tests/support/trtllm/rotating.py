@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
+from superinfer_trt.build_trtllm import Link, RotationSettings, install
 from superinfer_trt.core.ports import Policy
 from superinfer_trt.core.units import MILLISECOND, Ticket
-from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
-from superinfer_trt.sched.registry import make_policy
 from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
-from superinfer_trt.trtllm.rotation import Rotation, RotationParts
+from superinfer_trt.trtllm.rotation import Rotation
 from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
 from support.trtllm.executor import PyExecutor
 from support.trtllm.gpu import Stream
 from support.trtllm.link import LateLink
+from support.trtllm.package import open_fake_package
 from support.trtllm.request import LlmRequest
-from support.trtllm.worker import KV_CACHE_MANAGER, SEQ_SLOT_MANAGER, WorkerShape, make_worker
+from support.trtllm.worker import WorkerShape, make_worker
 from support.virtual_clock import VirtualClock
 
 
@@ -79,39 +80,30 @@ class RotatingWorker:
         )
         self.order = FakeOrder(self.executor.execution_stream, self.link)
         self.clock = VirtualClock()
-        limits = Limits(
-            step_tokens=shape.max_num_tokens,
-            seats=shape.max_batch_size,
-            block_tokens=shape.block_tokens,
-            device_blocks=shape.blocks,
-            host_blocks=rotation.host_blocks,
+        settings = RotationSettings(
+            policy=rotation.policy,
+            parameters=rotation.parameters,
+            dram_bytes=host.nbytes,
+            spare_blocks=0,
         )
-        self.ledger = KvLedger(limits)
-        self._parts = RotationParts(
-            policy=make_policy(rotation.policy, **rotation.parameters),
-            ledger=self.ledger,
-            transfers=self.link,
-            order=self.order,
-            cache=impl,
-            clock=self.clock,
-            limits=limits,
-            block_bytes=impl.pool[0].nbytes,
-            window_tokens=shape.max_seq_len,
-            sequence_tokens_max=shape.max_seq_len,
+        self.rotation = install(
+            self.executor, open_fake_package(), settings, lambda *_: Link(self.link, self.order), self.clock
         )
-        self._install(Rotation(self._parts))
+        self.ledger = cast("KvLedger", self.rotation.parts.ledger)
+        self._watch()
 
     def choose(self, policy: Policy) -> None:
         """Another policy than one of the registry; before the first step."""
-        self._install(Rotation(replace(self._parts, policy=policy)))
+        self.rotation = Rotation(replace(self.rotation.parts, policy=policy))
+        self.executor.scheduler.capacity_scheduler = RotaCapacityScheduler(self.rotation)
+        self._watch()
 
-    def _install(self, rotation: Rotation) -> None:
-        self.rotation = rotation
-        self.executor.scheduler.capacity_scheduler = RotaCapacityScheduler(rotation)
-        resources = self.executor.resource_manager
-        self.duplex = WatchedResources(rotation, self.link, self._parts.limits.host_blocks)
-        resources.register_resource_manager(RESOURCE_KEY, self.duplex)
-        resources.reorder_pipeline([SEQ_SLOT_MANAGER, RESOURCE_KEY, KV_CACHE_MANAGER])
+    def _watch(self) -> None:
+        host_blocks = self.rotation.parts.limits.host_blocks
+        self.duplex = WatchedResources(self.rotation, self.link, host_blocks)
+        resources = self.executor.resource_manager.resource_managers
+        assert isinstance(resources[RESOURCE_KEY], DuplexKvResources)
+        resources[RESOURCE_KEY] = self.duplex
 
     def enqueue(self, request: LlmRequest) -> None:
         self.executor.enqueue(request)

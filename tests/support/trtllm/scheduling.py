@@ -145,8 +145,8 @@ class StockMicroBatchScheduler(MicroBatchScheduler):
     def __init__(
         self, max_batch_size: int, max_num_tokens: int, chunking: tuple[ChunkingPolicy, int] | None = None
     ) -> None:
-        self._max_batch_size = max_batch_size
-        self._max_num_tokens = max_num_tokens
+        self.max_batch_size = max_batch_size
+        self.max_num_tokens = max_num_tokens
         self.ctx_chunk_config = chunking
 
     def schedule(
@@ -159,15 +159,15 @@ class StockMicroBatchScheduler(MicroBatchScheduler):
         for request in active_requests:
             if not low <= request.state_value < high or request.py_request_id in inflight_request_ids:
                 continue
-            if len(context) + len(generation) >= self._max_batch_size:
+            if len(context) + len(generation) >= self.max_batch_size:
                 break
             if request.state is not LlmRequestState.CONTEXT_INIT:
-                if tokens + 1 > self._max_num_tokens:
+                if tokens + 1 > self.max_num_tokens:
                     break
                 tokens += 1
                 generation.append(request)
             elif self.ctx_chunk_config is None:
-                if tokens + request.context_remaining_length > self._max_num_tokens:
+                if tokens + request.context_remaining_length > self.max_num_tokens:
                     break
                 request.context_chunk_size = request.context_remaining_length
                 tokens += request.context_chunk_size
@@ -175,7 +175,7 @@ class StockMicroBatchScheduler(MicroBatchScheduler):
             else:
                 context.append(request)
         if self.ctx_chunk_config is not None:
-            self._set_chunks(context, self._max_num_tokens - tokens)
+            self._set_chunks(context, self.max_num_tokens - tokens)
             context = [request for request in context if request.context_chunk_size > 0]
         context.sort(key=lambda request: request.is_last_context_chunk)
         return context, generation

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from support.trtllm.executor import ModelEngine, PyExecutor
+from support.trtllm.executor import Dist, ModelEngine, PyExecutor
 from support.trtllm.gpu import VOCABULARY, Stream
 from support.trtllm.kv import KvImpl
 from support.trtllm.request import LlmRequest
-from support.trtllm.resources import KvCacheOwner, ResourceChain, SeqSlots
+from support.trtllm.resources import KvCacheOwner, ResourceChain, SeqSlots, Types
 from support.trtllm.scheduling import (
     CapacityPolicy,
     ChunkingPolicy,
@@ -21,7 +21,6 @@ from support.trtllm.scheduling import (
     StockMicroBatchScheduler,
 )
 
-KV_CACHE_MANAGER, SEQ_SLOT_MANAGER = "KV_CACHE_MANAGER", "SEQ_SLOT_MANAGER"
 END_ID = 7
 """About one token in sixty: some requests stop before their length."""
 
@@ -43,24 +42,31 @@ class WorkerShape:
 
 
 def make_worker(
-    shape: WorkerShape, policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
+    shape: WorkerShape,
+    policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT,
+    dist: Dist | None = None,
 ) -> PyExecutor:
     """A worker with the stock scheduler."""
     stream = Stream(shape.seed, eager=shape.eager)
     impl = KvImpl(shape.blocks, shape.block_tokens, stream, shape.seed)
     kv = KvCacheOwner(impl, max_seq_len=shape.max_seq_len)
-    resources = ResourceChain({SEQ_SLOT_MANAGER: SeqSlots(shape.max_num_sequences), KV_CACHE_MANAGER: kv})
+    resources = ResourceChain(
+        {Types.SEQ_SLOT_MANAGER: SeqSlots(shape.max_num_sequences), Types.KV_CACHE_MANAGER: kv}
+    )
     chunking = (ChunkingPolicy.FIRST_COME_FIRST_SERVED, shape.chunk_unit) if shape.chunk_unit else None
     scheduler = SimpleScheduler(
         StockCapacityScheduler(shape.max_batch_size, impl, policy),
         StockMicroBatchScheduler(shape.max_batch_size, shape.max_num_tokens, chunking),
     )
+    engine = ModelEngine(impl, stream, shape.max_num_sequences)
+    engine.attn_runtime_features.chunked_prefill = shape.chunk_unit > 0
     return PyExecutor(
         resources,
         scheduler,
-        ModelEngine(impl, stream, shape.max_num_sequences),
+        engine,
         kv,
         stream,
+        dist if dist is not None else Dist(),
         max_num_sequences=shape.max_num_sequences,
         disable_overlap_scheduler=not shape.overlap,
     )

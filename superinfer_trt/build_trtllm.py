@@ -1,0 +1,130 @@
+"""How rotation is put into a TensorRT-LLM worker: the only place that knows policy, ledger, link and adapter.
+
+`install` runs when everything of the worker exists and its loop does not run yet. The link is given: which
+one fits a machine is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.core.ports import Clock, TransferEngine
+from superinfer_trt.core.view import Limits
+from superinfer_trt.kv.ledger import KvLedger
+from superinfer_trt.runtime.clock import SystemClock
+from superinfer_trt.sched.registry import AnyPolicy, make_policy
+from superinfer_trt.trtllm.agreement import Agreement, Alone, AmongRanks
+from superinfer_trt.trtllm.compat import Package, WorkerFacts, require, worker_facts
+from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
+from superinfer_trt.trtllm.rotation import Rotation, RotationParts
+from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
+from superinfer_trt.trtllm.slo import ServiceTerms
+from superinfer_trt.trtllm.upstream import StreamOrder
+
+
+@dataclass(frozen=True, slots=True)
+class RotationSettings:
+    """What a user chooses. `dram_bytes`: of the host pool on each rank. `seats`: requests that run at once;
+    0: upstream's max_batch_size (give upstream a larger one, so that it admits those that wait and are
+    away). `spare_blocks`: HBM blocks left to upstream for itself; None: one a seat, at most 5 %."""
+
+    policy: str = "rota-slack"
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    dram_bytes: int = 16 << 30
+    seats: int = 0
+    spare_blocks: int | None = None
+    terms: ServiceTerms = field(default_factory=ServiceTerms)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A transfer engine over a worker's pool and a host pool of `host_blocks`, and its order with the
+    execution stream."""
+
+    transfers: TransferEngine
+    order: StreamOrder
+
+
+LinkMaker = Callable[[WorkerFacts, int], Link]
+"""(facts, host blocks) -> link."""
+
+
+def install(
+    executor: Any,
+    package: Package,
+    settings: RotationSettings,
+    make_link: LinkMaker,
+    clock: Clock | None = None,
+) -> Rotation:
+    """Puts rotation into a worker whose loop does not run yet. Raises ConfigError, and then has changed
+    nothing, when package, worker or settings are not what it needs."""
+    require(package.findings)
+    policy = rotating_policy(settings)
+    facts = worker_facts(executor, package, spare_blocks=settings.spare_blocks)
+    require(facts.findings)
+    host_blocks = settings.dram_bytes // facts.block_bytes
+    if host_blocks < 1:
+        raise ConfigError(
+            f"trtllm: dram_bytes {settings.dram_bytes} is less than a block, {facts.block_bytes}"
+        )
+    limits = Limits(
+        step_tokens=facts.step_tokens,
+        seats=min(settings.seats, facts.seats) if settings.seats else facts.seats,
+        block_tokens=facts.block_tokens,
+        device_blocks=facts.free_blocks,
+        host_blocks=host_blocks,
+    )
+    link = make_link(facts, host_blocks)
+    rotation = Rotation(
+        RotationParts(
+            policy=policy,
+            ledger=KvLedger(limits),
+            transfers=link.transfers,
+            order=link.order,
+            cache=executor.resource_manager.get_resource_manager(package.kv_key).impl,
+            clock=clock if clock is not None else SystemClock(),
+            limits=limits,
+            block_bytes=facts.block_bytes,
+            window_tokens=facts.window_tokens,
+            sequence_tokens_max=facts.sequence_tokens_max,
+            terms=settings.terms,
+            states=package.states,
+            agreement=_agreement(executor, facts),
+        )
+    )
+    _put_in(executor, package, rotation, link.transfers, host_blocks)
+    return rotation
+
+
+def rotating_policy(settings: RotationSettings) -> AnyPolicy:
+    """The policy, unless it is one that evicts: what it would do upstream does already."""
+    policy = make_policy(settings.policy, **settings.parameters)
+    if not policy.rotates:
+        raise ConfigError(
+            f"trtllm: policy {policy.name} recomputes instead of rotating; TensorRT-LLM has that built in: "
+            "SchedulerConfig(capacity_scheduler_policy=MAX_UTILIZATION or GUARANTEED_NO_EVICT)"
+        )
+    return policy
+
+
+def _agreement(executor: Any, facts: WorkerFacts) -> Agreement:
+    if facts.tensor_parallel == 1:
+        return Alone()
+    return AmongRanks(executor.dist.tp_allgather)
+
+
+def _put_in(
+    executor: Any, package: Package, rotation: Rotation, transfers: TransferEngine, host_blocks: int
+) -> None:
+    """The scheduler keeps its micro batches; the resource comes before the KV manager, which stays last."""
+    executor.scheduler = package.names["simple scheduler"](
+        capacity_scheduler=RotaCapacityScheduler(rotation),
+        micro_batch_scheduler=executor.scheduler.micro_batch_scheduler,
+    )
+    resources = executor.resource_manager
+    resources.register_resource_manager(RESOURCE_KEY, DuplexKvResources(rotation, transfers, host_blocks))
+    order = [key for key in resources.resource_managers if key not in (RESOURCE_KEY, package.kv_key)]
+    resources.reorder_pipeline([*order, RESOURCE_KEY, package.kv_key])

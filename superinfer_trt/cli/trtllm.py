@@ -1,0 +1,69 @@
+"""`superinfer-trt trtllm`: whether this machine's TensorRT-LLM is one that rotation can be put into."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import superinfer_trt
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.trtllm.compat import Package, open_package
+
+
+@click.group("trtllm")
+def trtllm_group() -> None:
+    """Rotation inside TensorRT-LLM."""
+
+
+@trtllm_group.command("probe")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the report, JSON.")
+def probe(*, as_json: bool, output: Path | None) -> int:
+    """Check the installed TensorRT-LLM against what rotation needs; exit 2 if it is not that.
+
+    Reads names and signatures, starts nothing. Attach the report to an issue when something is missing.
+    """
+    package = open_package()
+    report = _report(package)
+    if output is not None:
+        try:
+            output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output: cannot write {output} ({error.strerror})") from None
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _print_table(package)
+    return 0 if report["ok"] else 2
+
+
+def _report(package: Package) -> dict[str, object]:
+    return {
+        "superinfer_trt": superinfer_trt.__version__,
+        "tensorrt_llm": package.version,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "ok": all(finding.ok is not False for finding in package.findings),
+        "findings": [asdict(finding) for finding in package.findings],
+    }
+
+
+def _print_table(package: Package) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "", "what", "found", "expected", title=f"tensorrt_llm {package.version}", title_justify="left"
+    )
+    for finding in package.findings:
+        mark = {True: "ok", False: "[red]NO[/red]", None: "-"}[finding.ok]
+        table.add_row(mark, finding.what, finding.found, finding.expected)
+    console = Console()
+    console.print(table)
+    for finding in package.findings:
+        if finding.ok is False:
+            console.print(f"{finding.what}: {finding.remedy}")
