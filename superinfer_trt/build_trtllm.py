@@ -1,14 +1,14 @@
 """How rotation is put into a TensorRT-LLM worker: the only place that knows policy, ledger, link and adapter.
 
-`install` runs when everything of the worker exists and its loop does not run yet. The link is given: which
-one fits a machine is decided by the caller.
+`install` runs when everything of the worker exists and its loop does not run yet. The link is given: on a
+GPU it is `cuda_link`, in tests another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.ports import Clock, TransferEngine
@@ -18,11 +18,15 @@ from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.sched.registry import AnyPolicy, make_policy
 from superinfer_trt.trtllm.agreement import Agreement, Alone, AmongRanks
 from superinfer_trt.trtllm.compat import Package, WorkerFacts, require, worker_facts
+from superinfer_trt.trtllm.cuda_order import CudaOrder, pool_bytes, stream_handle
 from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
 from superinfer_trt.trtllm.rotation import Rotation, RotationParts
 from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
 from superinfer_trt.trtllm.slo import ServiceTerms
 from superinfer_trt.trtllm.upstream import StreamOrder
+
+if TYPE_CHECKING:
+    from superinfer_trt.transfer.cuda import CudaLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,35 @@ def install(
     )
     _put_in(executor, package, rotation, link.transfers, host_blocks)
     return rotation
+
+
+def cuda_link(executor: Any, choice: CudaLink) -> LinkMaker:
+    """A link over the worker's own GPU pool and page-locked memory, in order with its execution stream.
+    Raises ConfigError, when made, where memory, driver or stream are not to be had."""
+
+    def make(facts: WorkerFacts, host_blocks: int) -> Link:
+        from superinfer_trt.transfer.cuda import PinnedMemory
+        from superinfer_trt.transfer.native import DuplexLink
+
+        memory = PinnedMemory(host_blocks * facts.block_bytes, device=choice.device)
+        memory.finish()
+        host_pool = memory.pool(host_blocks, facts.block_bytes)
+        link = DuplexLink(
+            pool_bytes(facts.pool, facts.pool.shape[0], facts.block_bytes),
+            host_pool,
+            h2d_bytes_per_s=0,
+            d2h_bytes_per_s=0,
+            cuda=replace(choice, host_chunk_bytes=memory.chunk_bytes),
+        )
+        stream = stream_handle(executor.execution_stream)
+        try:
+            link.mark_stream(0, stream)
+        except ValueError as error:
+            link.close()
+            raise ConfigError(f"trtllm: the execution stream cannot be waited for: {error}") from error
+        return Link(link, CudaOrder(link, stream))
+
+    return make
 
 
 def rotating_policy(settings: RotationSettings) -> AnyPolicy:

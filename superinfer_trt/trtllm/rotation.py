@@ -168,8 +168,7 @@ class Rotation:
     def _observe(self) -> None:
         """Time, tokens and landings since the last turn."""
         parts, crossing = self.parts, self._crossing
-        if self._launched > self._marked:
-            parts.order.mark(self._launched)
+        if self._launched > self._marked and parts.order.mark(self._launched):
             self._marked = self._launched
         rate = parts.transfers.link_bytes_per_s
         seen = parts.agreement(

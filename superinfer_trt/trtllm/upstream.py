@@ -81,11 +81,12 @@ class CacheImpl(Protocol):
 class StreamOrder(Protocol):
     """Order between the execution stream and the link. Neither call waits for the device."""
 
-    def mark(self, turn: int) -> None:
+    def mark(self, turn: int) -> bool:
         """What is on the stream by now is the batch of `turn` and all before: once the stream has come
-        here, copies with `after <= turn` may start."""
+        here, copies with `after <= turn` may start. False: not now, ask again."""
         ...
 
     def wait(self, ticket: Ticket) -> None:
-        """What is put on the stream from now on starts behind this copy."""
+        """What is put on the stream from now on starts behind this copy. A mark that was refused is made good
+        first: the copy may wait for it."""
         ...

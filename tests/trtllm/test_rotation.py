@@ -119,7 +119,7 @@ def lets_copies_in_run_beside_the_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def lets_copies_out_run_beside_the_batch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("support.trtllm.rotating.FakeOrder.mark", lambda self, turn: self._link.mark(turn))
+    patch.setattr("support.trtllm.rotating.FakeOrder.mark", lambda self, turn: self._link.mark(turn) or True)
 
 
 def forgets_the_orphans(patch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
 from superinfer_trt.trtllm.rotation import Rotation
 from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
-from support.trtllm.executor import PyExecutor
+from support.trtllm.executor import Dist, PyExecutor
 from support.trtllm.gpu import Stream
 from support.trtllm.link import LateLink
 from support.trtllm.package import open_fake_package
@@ -27,16 +28,27 @@ from support.virtual_clock import VirtualClock
 class FakeOrder:
     """StreamOrder over the fake stream."""
 
-    def __init__(self, stream: Stream, link: LateLink) -> None:
+    def __init__(self, stream: Stream, link: LateLink, *, busy: float = 0.0) -> None:
+        self._random = Random(0)
+        self._busy = busy
+        self._owed = -1
         self._stream = stream
         self._link = link
         self.waits = 0
 
-    def mark(self, turn: int) -> None:
+    def mark(self, turn: int) -> bool:
+        self._owed = turn
+        if self._random.random() < self._busy:
+            return False
+        self._owed = -1
         self._stream.enqueue(lambda: self._link.mark(turn))
+        return True
 
     def wait(self, ticket: Ticket) -> None:
         self.waits += 1
+        if self._owed >= 0:  # the copy may be behind a mark that was refused
+            owed, self._owed = self._owed, -1
+            self._stream.enqueue(lambda: self._link.mark(owed))
         self._stream.enqueue(lambda: self._link.land_now(ticket))
 
 
@@ -50,6 +62,7 @@ class RotationShape:
     polls_max: int = 3
     busy: float = 0.0
     failing: float = 0.0
+    seed: int = 0  # of the link, beside the worker's
 
 
 class WatchedResources(DuplexKvResources):
@@ -66,19 +79,19 @@ class WatchedResources(DuplexKvResources):
 class RotatingWorker:
     """A fake worker with rotation in it. `step` is one iteration of its loop, a step of 20 ms."""
 
-    def __init__(self, shape: WorkerShape, rotation: RotationShape) -> None:
-        self.executor: PyExecutor = make_worker(shape)
+    def __init__(self, shape: WorkerShape, rotation: RotationShape, dist: Dist | None = None) -> None:
+        self.executor: PyExecutor = make_worker(shape, dist=dist)
         impl = self.executor.kv_cache_manager.impl
         host = np.zeros((rotation.host_blocks, *impl.pool.shape[1:]), np.uint64)
         self.link = LateLink(
             impl.pool,
             host,
-            shape.seed + 1,
+            shape.seed * 31 + rotation.seed,
             polls_max=rotation.polls_max,
             busy=rotation.busy,
             failing=rotation.failing,
         )
-        self.order = FakeOrder(self.executor.execution_stream, self.link)
+        self.order = FakeOrder(self.executor.execution_stream, self.link, busy=rotation.busy)
         self.clock = VirtualClock()
         settings = RotationSettings(
             policy=rotation.policy,
