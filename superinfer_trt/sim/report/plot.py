@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
+UNFILLED = frozenset("1234+x|_")
+"""Markers that are lines only, which have no edge."""
 SHARE_LIMITS = (-3.0, 104.0)
 _SHORT = {TTFT: "TTFT attainment", TBT: "TBT attainment per token", JOINT: "Joint: TTFT and mean TBT"}
 
@@ -240,7 +242,7 @@ def _point(axis: Axes, point: Point, theme: Theme) -> None:
         s=105 if own and look.thick else 62 if own else 34,
         marker=look.marker,
         color=look.colour(theme),
-        edgecolors=theme.ink if own else theme.ground,
+        edgecolors=None if look.marker in UNFILLED else theme.ink if own else theme.ground,
         linewidths=1.4 if own else 0.5,
         alpha=1.0 if own or point.number else 0.8,
         zorder=5 if own else 4,
