@@ -131,6 +131,10 @@ void RotationTrace::turn() {
   if (chance(50)) break_a_rule();
   if (chance(12) && !live_.empty()) end(live_[random_() % live_.size()]);
   if (chance(40)) wait_for_compute();
+  if (chance(30)) {  // so that the lanes get their share of a busy machine
+    bool any = false;
+    CHECK(engine_->wait(std::chrono::milliseconds(2), &any) == Status::Ok);
+  }
 }
 
 // The batch of this turn is in the stream.
