@@ -1,5 +1,5 @@
 # The CUDA backend. Its C++ needs no CUDA, neither to build nor to load: the driver is found at run
-# time. Only the two copy kernels need nvcc; a build without it copies by the copy engines alone.
+# time. Only the copy kernels need nvcc; a build without it copies by the copy engines alone.
 set(SUPERINFER_CUDA AUTO CACHE STRING "Copy kernels: ON (an error without nvcc), OFF, or AUTO (if there is one)")
 set_property(CACHE SUPERINFER_CUDA PROPERTY STRINGS AUTO ON OFF)
 find_program(SUPERINFER_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin DOC "nvcc >= 13.0 for the copy kernels")
@@ -13,6 +13,7 @@ target_sources(duplexkv_core PRIVATE
   src/cuda_image.cpp
   src/cuda_launch.cpp
   src/cuda_parts.cpp
+  src/cuda_rotate.cpp
   src/cuda_trial.cpp
   src/host_memory.cpp
   src/route.cpp)
@@ -52,7 +53,7 @@ set(kernels_image "${CMAKE_CURRENT_BINARY_DIR}/cuda_kernels.fatbin")
 add_custom_command(OUTPUT "${kernels_image}"
   COMMAND "${SUPERINFER_NVCC}" ${nvcc_flags} -fatbin -o "${kernels_image}"
     "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda_kernels.cu"
-  DEPENDS src/cuda_kernels.cu src/cuda_pieces.hpp
+  DEPENDS src/cuda_kernels.cu src/cuda_pieces.hpp src/cuda_rotation.hpp
   COMMENT "Compiling the copy kernels for sm_80, sm_90, sm_100, sm_120" VERBATIM)
 
 # Whether the types and numbers we give the driver are those of NVIDIA's header.

@@ -27,6 +27,15 @@ GpuStatus refuse_legacy(const char* call) noexcept {
   return GpuStatus::Failed;
 }
 
+RotationPools pools_of(const GpuConfig& config) noexcept {
+  if (config.block_bytes == 0) return {};
+  return {.device_base = config.device_base,
+          .device_blocks = config.device_bytes / config.block_bytes,
+          .host_base = config.host.base,
+          .host_blocks = config.host.bytes / config.block_bytes,
+          .block_bytes = config.block_bytes};
+}
+
 // Of the text that names what was measured.
 constexpr int kRoutesVersion = 1;
 
@@ -56,6 +65,7 @@ CudaGpu::CudaGpu(const GpuConfig& config, std::unique_ptr<Device> device)
       device_(std::move(device)),
       driver_(device_->driver()),
       kernels_(device_.get(), config.kernels, config.sms_max),
+      rotations_(device_.get(), &kernels_, pools_of(config)),
       table_(kernels_.routes()) {}
 
 CudaGpu::~CudaGpu() {
@@ -80,6 +90,7 @@ Status CudaGpu::prepare() {
                 static_cast<unsigned>(config_.route), facts().capability / 10,
                 facts().capability % 10);
   }
+  rotations_.prepare();
   const bool wanted = config_.batch == DKV_BATCH_ON ||
                       (config_.batch == DKV_BATCH_AUTO && !batch_is_faulty(facts().capability));
   const bool possible = wanted && driver_.memcpy_batch != nullptr;
@@ -240,6 +251,34 @@ GpuStatus CudaGpu::copy(Stream stream, const Slice& slice, SourceOrder order) no
   const Current current(*device_);
   if (current.result() != kSuccess) return told(current.result());
   return told(copier->copy(route_of(slice), slice, order));
+}
+
+Status CudaGpu::rotate(Stream stream, const dkv_rotation& rotation) noexcept {
+  if (legacy(stream)) {
+    refuse_legacy("rotate");
+    return Status::Invalid;
+  }
+  const Status status = rotations_.check(rotation);
+  if (status != Status::Ok) return status;
+  if (lost_.load(std::memory_order_relaxed))
+    return fail(Status::Poisoned, "rotate: the GPU is lost");
+  const Current current(*device_);
+  const Result result =
+      current.result() == kSuccess ? rotations_.launch(handle(stream), rotation) : current.result();
+  switch (told(result)) {
+    case GpuStatus::Ok:
+      return Status::Ok;
+    case GpuStatus::Failed:
+      return fail(Status::Internal, "rotate: not launched: %s", name_of(driver_, result));
+    case GpuStatus::Lost:
+      break;
+  }
+  return fail(Status::Poisoned, "rotate: the GPU is lost: %s", name_of(driver_, result));
+}
+
+Status CudaGpu::rotation_refused(std::uint32_t direction, std::uint64_t* rows) noexcept {
+  *rows = rotations_.refused(direction);
+  return Status::Ok;
 }
 
 bool CudaGpu::capturing(Stream stream) noexcept {

@@ -1,8 +1,9 @@
 // CUDA behind the lanes' interface: streams, events, and slices that go the way the routing table
 // says. Any thread; a stream of its own (create_stream) copies for one thread at a time.
 //
-// Callers' streams are recorded into and waited on, never copied into; the legacy stream is
-// refused, since it would wait for everything, and so is a record into a stream that is captured.
+// Callers' streams are recorded into and waited on, never copied into but by rotate; the legacy
+// stream is refused, since it would wait for everything, and so is a record into a stream that is
+// captured.
 #pragma once
 
 #include <atomic>
@@ -15,6 +16,7 @@
 #include "cuda_batch.hpp"
 #include "cuda_device.hpp"
 #include "cuda_launch.hpp"
+#include "cuda_rotate.hpp"
 #include "gpu.hpp"
 #include "route.hpp"
 
@@ -32,7 +34,8 @@ struct GpuConfig {
   // What the slices' device side lies in: tells the direction of a slice.
   std::uintptr_t device_base = 0;
   std::uint64_t device_bytes = 0;
-  HostChunks host;  // what their other side lies in
+  HostChunks host;                // what their other side lies in
+  std::uint64_t block_bytes = 0;  // of both, block-first; 0: not known, and nothing is rotated
 };
 
 // One stream of ours and what copies in it.
@@ -65,6 +68,8 @@ class CudaGpu final : public Gpu {
   GpuStatus wait_external(Stream stream, Event event) noexcept override;
   Progress query(Event event) noexcept override;
   GpuStatus copy(Stream stream, const Slice& slice, SourceOrder order) noexcept override;
+  Status rotate(Stream stream, const dkv_rotation& rotation) noexcept override;
+  Status rotation_refused(std::uint32_t direction, std::uint64_t* rows) noexcept override;
   bool capturing(Stream stream) noexcept override;
   void drain(Stream stream) noexcept override;
 
@@ -85,6 +90,7 @@ class CudaGpu final : public Gpu {
   std::unique_ptr<Device> device_;
   const Driver& driver_;
   Kernels kernels_;
+  Rotations rotations_;
   RouteTable table_;
   bool batch_ = false;
   std::atomic<bool> lost_{false};

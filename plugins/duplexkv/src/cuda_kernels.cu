@@ -1,6 +1,8 @@
-// The two copy kernels. One of the ends of every piece is host memory, seen through the link. Few
-// blocks, each at home on one multiprocessor: the caller's budget of them is the grid.
+// The copy kernels: two for slices of the lanes, one for plans that lie on the device. One of the
+// ends of every piece is host memory, seen through the link. Few blocks, each at home on one
+// multiprocessor: the caller's budget of them is the grid.
 #include "cuda_pieces.hpp"
+#include "cuda_rotation.hpp"
 
 using duplexkv::cuda::copy_piece;
 using duplexkv::cuda::kBulkThreads;
@@ -9,6 +11,8 @@ using duplexkv::cuda::kRegisterThreads;
 using duplexkv::cuda::kStagesLeaving;
 using duplexkv::cuda::kWarpLanes;
 using duplexkv::cuda::Piece;
+using duplexkv::cuda::rotate_share;
+using duplexkv::cuda::RotationTask;
 
 // A warp takes a piece, then the one that is as many warps further on.
 extern "C" __global__ void __launch_bounds__(kRegisterThreads, 1)
@@ -19,6 +23,20 @@ extern "C" __global__ void __launch_bounds__(kRegisterThreads, 1)
   for (unsigned at = blockIdx.x * warps_of_block + threadIdx.x / kWarpLanes; at < count;
        at += warps) {
     copy_piece(pieces[at], lane, kWarpLanes);
+  }
+}
+
+// The grid is the same however many rows there are: warps without one end at once. The counter is
+// host memory, to which atomics of one GPU are atomic among themselves; the host only reads it.
+extern "C" __global__ void __launch_bounds__(kRegisterThreads, 1)
+    dkv_rotate(const __grid_constant__ RotationTask task) {
+  const unsigned lane = threadIdx.x % kWarpLanes;
+  const unsigned warps_of_block = blockDim.x / kWarpLanes;
+  const std::uint64_t refused =
+      rotate_share(task, blockIdx.x * warps_of_block + threadIdx.x / kWarpLanes,
+                   gridDim.x * warps_of_block, lane, kWarpLanes);
+  if (lane == 0 && refused != 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(task.refused), refused);
   }
 }
 

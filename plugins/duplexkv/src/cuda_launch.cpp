@@ -53,6 +53,7 @@ Kernels::Kernels(const Device* device, const void* image, unsigned sms_max) noex
   if (driver.module_get_function(&register_, module_, "dkv_copy_register") != kSuccess) {
     register_ = nullptr;
   }
+  if (driver.module_get_function(&rotate_, module_, "dkv_rotate") != kSuccess) rotate_ = nullptr;
   if (facts.capability >= kBulkCapability) load_bulk();
 }
 
@@ -91,6 +92,20 @@ Result Kernels::launch(Route route, void* stream, DevicePtr pieces, Cut cut) con
   const unsigned blocks = std::min(sms_, (count + warps - 1) / warps);
   return driver.launch(register_, blocks, 1, 1, kRegisterThreads, 1, 1, 0, stream,
                        parameters.data(), nullptr);
+}
+
+Result Kernels::launch_rotation(void* stream, const RotationTask& task,
+                                unsigned sms_max) const noexcept {
+  const auto all = static_cast<unsigned>(std::max(device_->facts().sms, 1));
+  const std::uint64_t sms = sms_max == 0 ? sms_ : std::min(sms_max, all);
+  constexpr unsigned kWarps = kRegisterThreads / kWarpLanes;
+  // What the plan may come to; what it does come to is known on the device only.
+  const std::uint64_t pieces = task.rows_max * pieces_a_row(task.pools);
+  const auto blocks = static_cast<unsigned>(std::min(sms, (pieces + kWarps - 1) / kWarps));
+  RotationTask copy = task;  // the driver takes parameters by addresses that are not const
+  std::array<void*, 1> parameters{&copy};
+  return device_->driver().launch(rotate_, blocks, 1, 1, kRegisterThreads, 1, 1, 0, stream,
+                                  parameters.data(), nullptr);
 }
 
 KernelCopies::KernelCopies(const Device* device, const Kernels* kernels) noexcept

@@ -1,5 +1,5 @@
-// Copies by the two kernels. Kernels is one GPU's, read by any thread; KernelCopies is one
-// stream's, its owner's thread only.
+// Copies by kernels. Kernels is one GPU's, read by any thread; KernelCopies is one stream's, its
+// owner's thread only.
 #pragma once
 
 #include <array>
@@ -9,6 +9,7 @@
 #include "backend.hpp"
 #include "cuda_device.hpp"
 #include "cuda_pieces.hpp"
+#include "cuda_rotation.hpp"
 #include "route.hpp"
 
 namespace duplexkv::cuda {
@@ -36,6 +37,10 @@ class Kernels {
     return {.register_kernel = register_ != nullptr, .tma_kernel = bulk_ != nullptr};
   }
   Result launch(Route route, void* stream, DevicePtr pieces, Cut cut) const noexcept;
+  [[nodiscard]] bool rotates() const noexcept { return rotate_ != nullptr; }
+  // On at most `sms_max` multiprocessors, 0: as many as copies of the lanes may take. Neither waits
+  // nor allocates, also while a graph is captured from the stream. rotates(), and rows to read.
+  Result launch_rotation(void* stream, const RotationTask& task, unsigned sms_max) const noexcept;
 
  private:
   void load_bulk() noexcept;
@@ -44,6 +49,7 @@ class Kernels {
   void* module_ = nullptr;
   void* register_ = nullptr;
   void* bulk_ = nullptr;
+  void* rotate_ = nullptr;
   unsigned sms_;
   unsigned stages_ = 0;
 };

@@ -72,6 +72,7 @@ Status make_gpu(const Driver& driver, const void* kernels, const dkv_config& con
   gpu_config.host = {.base = reinterpret_cast<std::uintptr_t>(config.host_base),
                      .bytes = host_bytes,
                      .chunk_bytes = config.cuda_host_chunk_bytes};
+  gpu_config.block_bytes = config.block_bytes;
   std::unique_ptr<CudaGpu> gpu;
   status = CudaGpu::create(gpu_config, &gpu);
   if (status != Status::Ok) return status;

@@ -85,8 +85,10 @@ class Engine {
 
   // Whether this process is a child of the one that made the engine: the lanes do not exist here.
   [[nodiscard]] bool forked() const noexcept;
-  // Whether streams can wait for it, and whether a graph is being captured from one.
+  // Whether streams can wait for it, what of (null: none), and whether a graph is being captured
+  // from one.
   [[nodiscard]] bool on_gpu() const noexcept { return gpu_ != nullptr; }
+  [[nodiscard]] Gpu* gpu() const noexcept { return gpu_.get(); }
   [[nodiscard]] bool capturing(Stream stream) const noexcept {
     return gpu_ != nullptr && gpu_->capturing(stream);
   }

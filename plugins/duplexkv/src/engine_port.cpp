@@ -48,6 +48,26 @@ dkv_status mark(void* self, std::int64_t turn, std::uint32_t layer, std::uint32_
   return static_cast<dkv_status>(status);
 }
 
+// Copies beside the lanes: the books do not know of them. A GPU that is found lost here is lost for
+// the lanes as well.
+dkv_status rotate(void* self, const dkv_rotation* rotation, void* stream) {
+  auto* engine = static_cast<Engine*>(self);
+  Status status = check_alive(*engine);
+  if (status != Status::Ok) return static_cast<dkv_status>(status);
+  status = engine->gpu()->rotate(stream_of(stream), *rotation);
+  if (status == Status::Poisoned) {
+    for (const Direction direction : {Direction::D2H, Direction::H2D})
+      static_cast<void>(engine->poison(direction));
+  }
+  return static_cast<dkv_status>(status);
+}
+
+// Also of an engine that copies no more: it only looks.
+dkv_status refused(void* self, std::uint32_t direction, std::uint64_t* rows) {
+  auto* engine = static_cast<Engine*>(self);
+  return static_cast<dkv_status>(engine->gpu()->rotation_refused(direction, rows));
+}
+
 }  // namespace
 
 Status publish_engine(const char* key, Engine* engine) {
@@ -59,7 +79,8 @@ Status publish_engine(const char* key, Engine* engine) {
                       .self = engine,
                       .wait = wait,
                       .mark = mark,
-                      .rotate = nullptr};
+                      .rotate = rotate,
+                      .refused = refused};
   return Registry::instance().publish(key, port, engine);
 }
 

@@ -7,6 +7,8 @@
 #include <cstdint>
 
 #include "backend.hpp"
+#include "duplexkv/registry.h"
+#include "error.hpp"
 
 namespace duplexkv {
 
@@ -53,10 +55,25 @@ class Gpu {
   // arrays stay until an event recorded behind it is Done.
   virtual GpuStatus copy(Stream stream, const Slice& slice, SourceOrder order) noexcept = 0;
 
+  // Puts copies into a caller's stream that a plan on the device decides, also while a graph is
+  // captured from it. Unsupported where nothing reads such plans; Poisoned when the GPU is lost.
+  virtual Status rotate(Stream /*stream*/, const dkv_rotation& /*rotation*/) noexcept {
+    return no_rotations();
+  }
+  // Rows of such plans that were skipped so far, as far as the host can see.
+  virtual Status rotation_refused(std::uint32_t /*direction*/, std::uint64_t* /*rows*/) noexcept {
+    return no_rotations();
+  }
+
   // Whether a graph is being captured from the stream: copies and plain records must keep out.
   virtual bool capturing(Stream stream) noexcept = 0;
   // Returns when all work of the stream has ended or the GPU is lost.
   virtual void drain(Stream stream) noexcept = 0;
+
+ private:
+  static Status no_rotations() noexcept {
+    return fail(Status::Unsupported, "rotate: this backend has nothing that reads a plan");
+  }
 };
 
 }  // namespace duplexkv

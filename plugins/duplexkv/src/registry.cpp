@@ -244,4 +244,19 @@ dkv_status dkv_berth_rotate(dkv_berth* berth, const dkv_rotation* rotation, void
   });
 }
 
+dkv_status dkv_berth_refused(dkv_berth* berth, uint32_t direction, uint64_t* rows) {
+  return visit(berth, [&](const dkv_port& port) {
+    if (direction > DKV_H2D) {
+      return static_cast<dkv_status>(
+          fail(Status::Invalid, "refused: direction %u > %d", direction, DKV_H2D));
+    }
+    if (rows == nullptr) return static_cast<dkv_status>(fail(Status::Invalid, "rows: NULL"));
+    if (port.refused == nullptr) {
+      return static_cast<dkv_status>(
+          fail(Status::Unsupported, "\"%s\" copies nothing that the device decides", berth->key()));
+    }
+    return port.refused(port.self, direction, rows);
+  });
+}
+
 }  // extern "C"

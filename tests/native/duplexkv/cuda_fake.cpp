@@ -22,6 +22,7 @@ thread_local int thread_capture_mode = 0;
 int context_of_the_gpu = 0;
 int function_register = 0;
 int function_bulk = 0;
+int function_rotate = 0;
 int image = 0;
 
 // Counts a call, and says whether it is to fail.
@@ -348,15 +349,28 @@ Result module_unload(void* module) {
 }
 Result module_get_function(void** function, void*, const char* name) {
   FAKE(module_get_function);
-  const bool bulk = std::strcmp(name, "dkv_copy_bulk") == 0;
-  CHECK(bulk || std::strcmp(name, "dkv_copy_register") == 0);
-  *function = bulk ? &function_bulk : &function_register;
+  const std::map<std::string, void*> known{{"dkv_copy_register", &function_register},
+                                           {"dkv_copy_bulk", &function_bulk},
+                                           {"dkv_rotate", &function_rotate}};
+  CHECK(known.count(name) == 1);
+  *function = known.at(name);
   return kSuccess;
 }
 Result function_set_attribute(void* function, int attribute, int value) {
   FAKE(function_set_attribute);
   CHECK(function == &function_bulk && attribute == kMaxDynamicSharedBytes);
   return value <= state->attributes[kSharedBytesOptin] ? kSuccess : kInvalidValue;
+}
+
+// What a rotation does, the last warp first.
+void rotate(const RotationTask& task, unsigned blocks) {
+  const unsigned warps = blocks * (kRegisterThreads / kWarpLanes);
+  for (unsigned warp = warps; warp-- > 0;) {
+    std::uint64_t refused = 0;
+    for (unsigned lane = 0; lane < kWarpLanes; ++lane)
+      refused = rotate_share(task, warp, warps, lane, kWarpLanes);
+    *static_cast<std::uint64_t*>(address(task.refused)) += refused;
+  }
 }
 
 // What the kernels do, block by block and lane by lane.
@@ -366,6 +380,17 @@ Result launch(void* function, unsigned blocks, unsigned, unsigned, unsigned thre
   on_the_gpu();
   CHECK(stream != nullptr && blocks > 0);
   state->grids.push_back(blocks);
+  if (function == &function_rotate) {
+    CHECK(threads == kRegisterThreads && shared == 0);
+    const RotationTask task = *static_cast<const RotationTask*>(parameters[0]);
+    state->rotations.push_back(task);
+    if (state->capturing.count(stream) != 0) {
+      state->graph.push_back([task, blocks] { rotate(task, blocks); });
+    } else {
+      rotate(task, blocks);
+    }
+    return kSuccess;
+  }
   const auto* pieces = static_cast<const Piece*>(address(*static_cast<DevicePtr*>(parameters[0])));
   std::uint32_t bulk = 0;
   std::uint32_t count = *static_cast<std::uint32_t*>(parameters[1]);

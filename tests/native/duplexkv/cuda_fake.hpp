@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "cuda_driver.hpp"
+#include "cuda_rotation.hpp"
 
 namespace duplexkv_test {
 
@@ -44,9 +46,11 @@ struct FakeCuda {
   std::map<std::string, int> count;
   std::map<std::string, int> alive;  // streams, events, memory, ... by kind
   int alive_in_all() const;
-  std::vector<int> orders;           // of each batch
-  std::vector<std::size_t> batches;  // sizes
-  std::vector<unsigned> grids;       // blocks of each launch
+  std::vector<int> orders;                              // of each batch
+  std::vector<std::size_t> batches;                     // sizes
+  std::vector<unsigned> grids;                          // blocks of each launch
+  std::vector<duplexkv::cuda::RotationTask> rotations;  // what each was told
+  std::vector<std::function<void()>> graph;             // rotations launched while captured
   unsigned stream_flags = 0;
   int stream_priority = 0;
   unsigned wait_flags = 0;

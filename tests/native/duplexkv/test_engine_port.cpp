@@ -1,6 +1,7 @@
 // A published engine, seen from a compute stream: what it waits for, when it marks, what it does
 // while a graph is captured.
 #include <array>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -156,6 +157,18 @@ void a_poisoned_engine_refuses_every_call() {
   CHECK(published.mark(0, 2) == DKV_POISONED);
 }
 
+void a_gpu_that_reads_no_plan_refuses_rotations() {
+  const Published published("plans");
+  dkv_rotation rotation{};
+  rotation.struct_size = sizeof(rotation);
+  auto* stream = reinterpret_cast<void*>(kCompute);
+  CHECK(dkv_berth_rotate(published.berth, &rotation, stream) == DKV_UNSUPPORTED);
+  CHECK(std::strstr(dkv_last_error(), "nothing that reads a plan") != nullptr);
+  std::uint64_t rows = 0;
+  CHECK(dkv_berth_refused(published.berth, DKV_D2H, &rows) == DKV_UNSUPPORTED);
+  CHECK(dkv_berth_rotate(published.berth, nullptr, stream) == DKV_INVALID);
+}
+
 void an_engine_that_goes_leaves_its_berth_empty() {
   dkv_berth* berth = nullptr;
   {
@@ -177,6 +190,7 @@ int main() {
   RUN(only_the_last_layer_marks_the_turn);
   RUN(in_a_graph_waits_are_external_and_nothing_is_marked);
   RUN(a_poisoned_engine_refuses_every_call);
+  RUN(a_gpu_that_reads_no_plan_refuses_rotations);
   RUN(an_engine_that_goes_leaves_its_berth_empty);
   return 0;
 }

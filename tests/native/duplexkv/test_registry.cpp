@@ -35,7 +35,8 @@ struct Recorder {
             .self = this,
             .wait = wait,
             .mark = mark,
-            .rotate = nullptr};
+            .rotate = nullptr,
+            .refused = nullptr};
   }
 };
 
@@ -114,6 +115,10 @@ void a_step_says_what_is_waited_for_and_marked() {
   dkv_rotation rotation{};
   rotation.struct_size = sizeof(rotation);
   CHECK(dkv_berth_rotate(berth, &rotation, nullptr) == DKV_UNSUPPORTED);
+  std::uint64_t rows = 0;
+  CHECK(dkv_berth_refused(berth, DKV_H2D, &rows) == DKV_UNSUPPORTED);
+  CHECK(dkv_berth_refused(berth, DKV_H2D + 1, &rows) == DKV_INVALID);
+  CHECK(dkv_berth_refused(berth, DKV_H2D, nullptr) == DKV_INVALID);
   CHECK(dkv_engine_withdraw("step") == DKV_OK);
   // The next engine of this name starts without the last one's step.
   CHECK(dkv_port_publish("step", &port) == DKV_OK);
@@ -159,7 +164,8 @@ void a_withdrawal_waits_for_those_inside() {
                         .self = &mortal,
                         .wait = Mortal::wait,
                         .mark = Mortal::mark,
-                        .rotate = nullptr};
+                        .rotate = nullptr,
+                        .refused = nullptr};
     CHECK(dkv_port_publish("mortal", &port) == DKV_OK);
     while (mortal.calls.load() == 0)
       std::this_thread::yield();

@@ -31,7 +31,8 @@ struct FakeEngine {
                         .self = this,
                         .wait = wait,
                         .mark = mark,
-                        .rotate = rotates ? rotate : nullptr};
+                        .rotate = rotates ? rotate : nullptr,
+                        .refused = nullptr};
     CHECK(dkv_port_publish(key, &port) == DKV_OK);
   }
   ~FakeEngine() { CHECK(dkv_engine_withdraw(key) == DKV_OK); }

@@ -9,8 +9,9 @@
  * A step is what the host says before it gives a batch to the compute stream: its turn, and the
  * copies it must see. The thread that calls dkv_berth_step is the one that enqueues the batch.
  *
- * Threads: anything from any thread. dkv_berth_wait, _mark and _rotate take no lock, allocate
- * nothing and do not wait for the device or for another thread, as far as the port does not.
+ * Threads: anything from any thread. dkv_berth_wait, _mark, _rotate and _refused take no lock,
+ * allocate nothing and do not wait for the device or for another thread, as far as the port does
+ * not.
  */
 #ifndef DUPLEXKV_REGISTRY_H_
 #define DUPLEXKV_REGISTRY_H_
@@ -28,8 +29,13 @@ extern "C" {
 typedef struct dkv_berth dkv_berth;
 
 /* Copies decided on the device: row i of `plan` is (device block, host slot, bytes from the start
- * of both; 0: all). Rows from *count or segments_max on are not read. All three pointers are the
- * device's, read when the stream gets there. */
+ * of both; 0: all). Rows from *count or segments_max on are not read; one with an id outside its
+ * pool or more bytes than a block is skipped and counted (dkv_berth_refused). All three pointers
+ * are the device's, read when the stream gets there; a graph reads them at each replay.
+ *
+ * No engine's books know of these copies. The caller sees to it that no two rows write the same
+ * block or slot, that none of them is in a group from its submit until it is polled, and that a
+ * slot is given to another stream or to the host only behind this one's work. */
 typedef struct dkv_rotation {
   uint32_t struct_size;
   uint32_t direction; /* dkv_direction */
@@ -55,6 +61,8 @@ typedef struct dkv_port {
   dkv_status (*mark)(void* self, int64_t turn, uint32_t layer, uint32_t layers, void* stream);
   /* NULL: DKV_UNSUPPORTED. */
   dkv_status (*rotate)(void* self, const dkv_rotation* rotation, void* stream);
+  /* Rows of all plans so far that were skipped, of one dkv_direction. NULL: DKV_UNSUPPORTED. */
+  dkv_status (*refused)(void* self, uint32_t direction, uint64_t* rows);
 } dkv_port;
 
 /* The berth of `key` (1..DKV_KEY_BYTES_MAX bytes), made if need be. */
@@ -68,7 +76,8 @@ DKV_API dkv_status dkv_port_publish(const char* key, const dkv_port* port);
  * backend without streams. Of its marks only the last layer's is one. While a graph is captured a
  * wait stands for all copies in that are in the lane's stream at each launch, and a mark for
  * nothing: call dkv_mark_stream behind the launch. A wait that finds its copies not yet in the
- * lane's stream is DKV_BUSY. It copies nothing that the device decides. */
+ * lane's stream is DKV_BUSY. It rotates where the build has the copy kernels and the GPU can run
+ * them; streams and graphs that carry a rotation end before the engine is destroyed. */
 DKV_API dkv_status dkv_engine_publish(const char* key, dkv_engine* engine);
 
 /* Empties the berth and returns when nobody is inside the port any more. An empty one is fine. */
@@ -79,7 +88,7 @@ DKV_API dkv_status dkv_engine_withdraw(const char* key);
 DKV_API dkv_status dkv_berth_step(dkv_berth* berth, int64_t turn, const int64_t* tickets,
                                   uint32_t count);
 
-/* DKV_ABSENT without an engine, also of the next two. */
+/* DKV_ABSENT without an engine, also of all below. */
 DKV_API dkv_status dkv_berth_wait(dkv_berth* berth, uint32_t group, void* stream);
 
 /* Waits for a ticket that the network itself was given instead of the step's. */
@@ -88,6 +97,10 @@ DKV_API dkv_status dkv_berth_wait_ticket(dkv_berth* berth, int64_t ticket, void*
 DKV_API dkv_status dkv_berth_mark(dkv_berth* berth, uint32_t layer, uint32_t layers, void* stream);
 
 DKV_API dkv_status dkv_berth_rotate(dkv_berth* berth, const dkv_rotation* rotation, void* stream);
+
+/* How many rows of plans were skipped since the engine was made, of one dkv_direction. Whole for
+ * rotations whose stream has been seen to end; asks the device nothing. */
+DKV_API dkv_status dkv_berth_refused(dkv_berth* berth, uint32_t direction, uint64_t* rows);
 
 #ifdef __cplusplus
 }
