@@ -6,19 +6,32 @@ GPU it is `cuda_link`, in tests another one.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.ports import Clock, TransferEngine
+from superinfer_trt.core.slo import Slo
+from superinfer_trt.core.units import SECOND
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.sched.registry import AnyPolicy, make_policy
 from superinfer_trt.trtllm.agreement import Agreement, Alone, AmongRanks
-from superinfer_trt.trtllm.compat import Package, WorkerFacts, require, worker_facts
+from superinfer_trt.trtllm.compat import (
+    PACKAGE,
+    Package,
+    WorkerFacts,
+    open_package,
+    require,
+    worker_facts,
+)
 from superinfer_trt.trtllm.cuda_order import CudaOrder, pool_bytes, stream_handle
+from superinfer_trt.trtllm.hook import keep_scheduling_parameters
 from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
 from superinfer_trt.trtllm.rotation import Rotation, RotationParts
 from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
@@ -130,6 +143,70 @@ def cuda_link(executor: Any, choice: CudaLink) -> LinkMaker:
         return Link(link, CudaOrder(link, stream))
 
     return make
+
+
+SETTINGS: Mapping[str, type | tuple[type, ...]] = {
+    "policy": str,
+    "parameters": dict,
+    "dram_gib": (int, float),
+    "seats": int,
+    "spare_blocks": int,
+    "ttft_slo_s": (int, float),
+    "tbt_slo_s": (int, float),
+    "tenant": str,
+}
+"""What a settings file may hold: YAML, every field optional."""
+
+
+def read_settings(path: Path) -> RotationSettings:
+    """Settings of a YAML file. Raises ConfigError that names the file and the field."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    values: dict[str, Any] = {} if found is None else found
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of fields to values")
+    for name, value in values.items():
+        if name not in SETTINGS:
+            raise ConfigError(f"{path}: {name!r} is unknown; known: {', '.join(SETTINGS)}")
+        if not isinstance(value, SETTINGS[name]) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {name}: {value!r} is of the wrong kind")
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{path}: {name}: {value!r} must be >= 0")
+    first = RotationSettings()
+    slo = Slo(
+        ttft=round(values.get("ttft_slo_s", first.terms.slo.ttft / SECOND) * SECOND),
+        tbt=round(values.get("tbt_slo_s", first.terms.slo.tbt / SECOND) * SECOND),
+    )
+    return RotationSettings(
+        policy=values.get("policy", first.policy),
+        parameters=values.get("parameters", {}),
+        dram_bytes=int(values["dram_gib"] * (1 << 30)) if "dram_gib" in values else first.dram_bytes,
+        seats=values.get("seats", first.seats),
+        spare_blocks=values.get("spare_blocks", first.spare_blocks),
+        terms=ServiceTerms(slo, values.get("tenant", "")),
+    )
+
+
+def install_from_file(executor: Any, path: str, make_link: LinkMaker | None = None) -> None:
+    """What a worker does before its loop begins: everything `install` needs, from one settings file.
+    `make_link` None: over the GPU that has the pool. An executor that rotates already is left alone."""
+    if RESOURCE_KEY in executor.resource_manager.resource_managers:
+        return
+    from superinfer_trt.transfer.cuda import CudaLink
+
+    settings = read_settings(Path(path))
+    package = open_package()
+    if make_link is None:
+        device = getattr(executor, "device_id", 0)
+        make_link = cuda_link(executor, CudaLink(device=device))
+    install(executor, package, settings, make_link)
+    conversion = package.names["request conversion"]
+    loaded = [module for name, module in list(sys.modules.items()) if name.startswith(PACKAGE)]
+    keep_scheduling_parameters(conversion, loaded)
 
 
 def rotating_policy(settings: RotationSettings) -> AnyPolicy:

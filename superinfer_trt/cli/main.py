@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("superinfer_trt.cli.report:report", "Plots and tables of a sweep, as one HTML page."),
     "fit": ("superinfer_trt.cli.fit:fit", "Turn measured step times into a hardware profile."),
     "demo": ("superinfer_trt.cli.demo:demo", "Watch requests rotate, and what it gives."),
-    "trtllm": ("superinfer_trt.cli.trtllm:trtllm_group", "Rotation inside TensorRT-LLM: probe."),
+    "trtllm": ("superinfer_trt.cli.trtllm:trtllm_group", "Rotation inside TensorRT-LLM."),
     "config": ("superinfer_trt.cli.config:config_group", "Show or check a configuration."),
     "model": ("superinfer_trt.cli.model:model_group", "Fetch models and look into them."),
 }

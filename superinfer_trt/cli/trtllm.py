@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sysconfig
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import click
 import superinfer_trt
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.trtllm.compat import Package, open_package
+
+STARTUP_LINE = "import superinfer_trt.trtllm_startup"
 
 
 @click.group("trtllm")
@@ -39,6 +42,41 @@ def probe(*, as_json: bool, output: Path | None) -> int:
     else:
         _print_table(package)
     return 0 if report["ok"] else 2
+
+
+@trtllm_group.command("enable")
+@click.argument("settings", type=click.Path(dir_okay=False, path_type=Path))
+def enable(*, settings: Path) -> None:
+    """Let every Python process of this environment rotate when told to by SETTINGS, a YAML file.
+
+    Writes one line into the environment's site-packages; it does nothing unless the variable it names is set.
+    """
+    from superinfer_trt.build_trtllm import read_settings, rotating_policy
+    from superinfer_trt.trtllm_startup import VARIABLE
+
+    rotating_policy(read_settings(settings))
+    path = _startup_file()
+    try:
+        path.write_text(f"{STARTUP_LINE}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    click.echo(f"wrote {path}")
+    click.echo(f"now start TensorRT-LLM with {VARIABLE}={settings.resolve()}")
+
+
+@trtllm_group.command("disable")
+def disable() -> None:
+    """Take back what enable wrote."""
+    path = _startup_file()
+    if path.is_file():
+        path.unlink()
+        click.echo(f"removed {path}")
+    else:
+        click.echo("nothing to remove")
+
+
+def _startup_file() -> Path:
+    return Path(sysconfig.get_path("purelib")) / "superinfer_trt_startup.pth"
 
 
 def _report(package: Package) -> dict[str, object]:

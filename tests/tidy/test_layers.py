@@ -34,7 +34,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim build_trtllm config cli",
+    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim build_trtllm trtllm_startup config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -52,6 +52,7 @@ LAYERS = {
     "build": EVERYTHING,
     "build_sim": EVERYTHING,
     "build_trtllm": EVERYTHING,
+    "trtllm_startup": layer(own="core trtllm build_trtllm"),
     "cli": EVERYTHING,
     "__init__": layer(),
     "__main__": EVERYTHING,

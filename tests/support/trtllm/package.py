@@ -9,7 +9,7 @@ from superinfer_trt.trtllm.compat import PACKAGE, PYEXECUTOR, Package, open_pack
 from support.trtllm import executor, request, resources, scheduling
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class SchedulingParams:
     attention_dp_rank: int | None = None
     attention_dp_relax: bool | None = None
@@ -17,7 +17,7 @@ class SchedulingParams:
 
 def executor_request_to_llm_request(req_id: int, executor_request: object) -> request.LlmRequest:
     """Upstream's conversion; it forgets the scheduling parameters."""
-    raise NotImplementedError
+    return request.LlmRequest(req_id, [1, 2, 3], 4)
 
 
 def fake_modules(version: str = "1.2.1") -> dict[str, ModuleType]:
