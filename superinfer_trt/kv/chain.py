@@ -60,6 +60,11 @@ class Chain:
         """Tokens in block `index` once the batch in the air has ended."""
         return min(max(self.scheduled - index * self.block_tokens, 0), self.block_tokens)
 
+    def host_behind(self, index: int) -> int:
+        """The slot in DRAM that adjoins the one of the block before `index`; NO_SLOT if that has none."""
+        before = self.host[index - 1] if 0 < index <= len(self.host) else NO_SLOT
+        return before + 1 if before != NO_SLOT else NO_SLOT
+
     def own_host(self, index: int, slot: int) -> None:
         """Block `index` gets `slot` in DRAM."""
         missing = index + 1 - len(self.host)

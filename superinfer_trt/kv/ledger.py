@@ -37,7 +37,7 @@ class KvLedger:
     def __init__(self, limits: Limits) -> None:
         self._block_tokens = limits.block_tokens
         self._device = SlotPool(limits.device_blocks)
-        self._host = SlotPool(limits.host_blocks)
+        self._host = SlotPool(limits.host_blocks, roomy=True)
         self._chains: dict[RequestId, Chain] = {}
         self._doomed: set[Chain] = set()
         self._cooling: list[SlotId] = []  # L3: given back in this turn, usable from the next
@@ -162,7 +162,7 @@ class KvLedger:
             chain.scheduled += 1
             chain.touched = turn
             if chain.scheduled > len(chain.device) * block_tokens:
-                chain.device.append(self._device.take_one())
+                chain.device.append(self._device.take_one(chain.device[-1] + 1 if chain.device else NO_SLOT))
                 chain.facts.device_blocks = len(chain.device)
 
     def _evict(self, chain: Chain) -> None:
@@ -196,7 +196,7 @@ class KvLedger:
         blocks = range(run.first, run.first + run.count)
         for index in blocks:
             if index >= len(chain.host) or chain.host[index] == NO_SLOT:
-                chain.own_host(index, self._host.take_one())
+                chain.own_host(index, self._host.take_one(chain.host_behind(index)))
         chain.sent = run.first + run.count
         return self._copy(chain, CopyKind.SYNC, blocks, after=-1)  # full and collected: nobody writes it
 
@@ -211,7 +211,7 @@ class KvLedger:
         ]
         for index in dirty:
             if index >= len(host) or host[index] == NO_SLOT:
-                chain.own_host(index, self._take_host())
+                chain.own_host(index, self._take_host(chain.host_behind(index)))
         self._leaving_slots += len(chain.device)
         if not dirty:
             if not chain.flights:
@@ -247,8 +247,9 @@ class KvLedger:
         chain.tell()
         return copy
 
-    def _take_host(self) -> SlotId:
-        """A host slot, reclaimed from a resident request if none is free (L5: it turns dirty again)."""
+    def _take_host(self, near: SlotId) -> SlotId:
+        """A host slot, `near` if that is free; reclaimed from a resident request if none is (L5: that block
+        turns dirty again)."""
         if not len(self._host):
             if not self._backing:
                 raise InvariantViolation("no host slot left: a plan was not checked")
@@ -257,7 +258,7 @@ class KvLedger:
             self._host.give((chain.drop_host(last),))
             self._count_backing(chain)
             chain.tell()
-        return self._host.take_one()
+        return self._host.take_one(near)
 
     def _count_backing(self, chain: Chain) -> None:
         """Keeps the count of reclaimable slots right after a change of what `Chain.backing` is made of; who
