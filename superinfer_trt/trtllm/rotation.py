@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from superinfer_trt.core.check import check_plan
 from superinfer_trt.core.errors import InvariantViolation, TransferFailed
@@ -79,6 +80,7 @@ class Rotation:
         self._launched = -1  # newest turn whose batch is on the stream
         self._marked = -1
         self._plan = Plan(turn=0, now=0)  # of this turn
+        self._planned: set[RequestId] = set()  # who may be in its batch
         self._flights: deque[_Flight] = deque()
         self._collected: list[_Flight] = []  # since the last sample
         self._seen = Sample(now=0)
@@ -117,21 +119,21 @@ class Rotation:
         """Upstream is about to launch this batch: what it holds of the plan is applied now. Called
         before the KV manager takes blocks, whose arithmetic is the ledger's."""
         plan, live = self._plan, self._roster.live
-        planned = {*plan.decode, *(chunk.id for chunk in plan.prefill)}
         chunks, admitted = [], []
         for request in batch.context_requests:
             if not request.is_dummy:
-                id = self._expect(request, planned)
+                id = self._expect(request)
                 chunks.append(Chunk(id, request.context_current_position, request.context_chunk_size))
                 if live[id].phase is Phase.WAITING:
                     admitted.append(id)
-        decoding = [self._expect(r, planned) for r in batch.generation_requests if not r.is_dummy]
+        decoding = [self._expect(r) for r in batch.generation_requests if not r.is_dummy]
         actual = Plan(
             plan.turn, plan.now, admit=tuple(admitted), prefill=tuple(chunks), decode=tuple(decoding)
         )
         self._check_batch(actual)
-        for id in set(plan.decode).difference(decoding):
-            self._leave_out(self._requests[id])
+        if len(decoding) < len(plan.decode):
+            for id in set(plan.decode).difference(decoding):
+                self._leave_out(self._requests[id])
         self.parts.ledger.apply(actual)
         self._roster.enter(actual, plan.now)
         self._launch(actual)
@@ -223,9 +225,11 @@ class Rotation:
     def _arrive(self, active: Sequence[UpstreamRequest]) -> None:
         known, states = self._requests, self.parts.states
         for request in active:
-            id = RequestId(request.py_request_id)
-            if id in known or request.is_dummy or request.state_value != states.context_init:
+            if request.py_request_id in known:
                 continue
+            if request.is_dummy or request.state_value != states.context_init:
+                continue
+            id = RequestId(request.py_request_id)
             known[id] = request
             terms = self.parts.terms.of(request, self._now)
             output = min(request.py_max_new_tokens, self.parts.sequence_tokens_max - request.prompt_len)
@@ -312,18 +316,20 @@ class Rotation:
 
     def _fitting(self, plan: Plan, active: Iterable[UpstreamRequest]) -> list[UpstreamRequest]:
         """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list."""
-        requests, live, states = self._requests, self._roster.live, self.parts.states
+        requests, states, leave_out = self._requests, self.parts.states, self._leave_out
         ids = [*plan.decode, *(chunk.id for chunk in plan.prefill)]
-        chosen = set(ids)
+        chosen = self._planned = set(ids)
+        waiting, completing = states.context_init, states.generation_to_complete
         passing = []
         for request in active:
-            id = RequestId(request.py_request_id)
+            id = request.py_request_id
             if id in chosen:
                 continue
-            if id not in requests or request.state_value >= states.generation_to_complete:
-                passing.append(request)  # dummies, and those whose last token is on its way
-            elif live[id].phase is not Phase.WAITING:
-                self._leave_out(request)
+            state = request.state_value
+            if state >= completing or id not in requests:
+                passing.append(request)  # those whose last token is on its way, and dummies
+            elif state != waiting or request.context_current_position:
+                leave_out(request)
         return [*passing, *(requests[id] for id in ids)]
 
     @staticmethod
@@ -334,13 +340,11 @@ class Rotation:
 
     # -- the batch ---------------------------------------------------------------------------------
 
-    def _expect(self, request: UpstreamRequest, planned: set[RequestId]) -> RequestId:
-        id = RequestId(request.py_request_id)
-        if id not in planned:
-            raise InvariantViolation(
-                f"upstream batches request {id}, which was left out: {self._plan.line()}"
-            )
-        return id
+    def _expect(self, request: UpstreamRequest) -> RequestId:
+        id = request.py_request_id
+        if id not in self._planned:
+            raise InvariantViolation(f"upstream batches {id}, which was left out: {self._plan.line()}")
+        return cast("RequestId", id)
 
     def _check_batch(self, actual: Plan) -> None:
         """Upstream may take less than was planned, and other chunks, but not more blocks or tokens."""
