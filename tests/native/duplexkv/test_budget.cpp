@@ -142,7 +142,8 @@ struct World {
 void no_window_holds_more_than_the_rate() {
   for (std::uint64_t seed = 0; seed < 12; ++seed) {
     World world(seed, 2 + seed % 7, seed % 2 == 0);
-    world.run(std::chrono::milliseconds(300), seed % 3 == 0 ? 0 : 200000 << seed % 5);
+    world.run(std::chrono::milliseconds(300),
+              seed % 3 == 0 ? 0 : std::uint64_t{200000} << seed % 5);
     const std::vector<Start>& starts = world.starts;
     CHECK(starts.size() > 50);
     for (std::size_t first = 0; first < starts.size(); ++first) {
