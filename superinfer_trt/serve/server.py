@@ -32,6 +32,9 @@ CUT_GRACE_S = 5.0  # for the executor to end what was cut off
 PENDING_CALLS_MAX = 1 << 16
 """Calls that wait for the servicer's attention. gRPC's own limits (1,000 to 3,000) answer a burst with
 CANCELLED, before the servicer can say RESOURCE_EXHAUSTED and why."""
+PENDING_CALL_S = 600
+"""How long such a call may wait. gRPC's own limit, 30 s, answers CANCELLED as well; a client's deadline ends
+it sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
+        ("grpc.server_max_unrequested_time_in_server", PENDING_CALL_S),
         # a client that vanished without a word is found by pings
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
