@@ -113,7 +113,11 @@ def job_options(command: Command) -> Command:
     for flag, name, text in (
         ("--class", "classes", "NAME:SHARE:TTFT_S:TBT_MS, a share of requests with its own objectives."),
         ("--hardware-param", "hardware_params", "NAME=VALUE, a figure of the hardware."),
-        ("--policy-param", "policy_params", "NAME=VALUE, of the policy; history=trace is the trace's own outputs."),
+        (
+            "--policy-param",
+            "policy_params",
+            "NAME=VALUE, of the policy; history=trace: the trace's outputs.",
+        ),
     ):
         command = click.option(flag, name, multiple=True, metavar=text.split(",")[0], help=text)(command)
     for flag, (name, kind, text) in reversed(FLAGS.items()):

@@ -11,8 +11,14 @@ from superinfer_trt.sim.report.runs import Run, parsed_run
 
 DEFAULTS = {
     "rotasched": {
-        "alpha": 3.0, "beta_ttft": 0.5, "beta_tbt": 0.0, "transfer_blocks": None, "eager_sync": True,
-        "link": "duplex", "depth": 2, "unlimited_allowance": False,
+        "alpha": 3.0,
+        "beta_ttft": 0.5,
+        "beta_tbt": 0.0,
+        "transfer_blocks": None,
+        "eager_sync": True,
+        "link": "duplex",
+        "depth": 2,
+        "unlimited_allowance": False,
     },
     "rota-slack": {"length_weight_ms": 5.0, "link": "duplex", "depth": 2, "unlimited_allowance": False},
     "fcfs": {"link": "duplex", "depth": 1, "unlimited_allowance": False},
@@ -23,16 +29,25 @@ def line(policy: str, rps: float | None, seed: int = 1, ttft: float = 0.5, **mor
     """One run. `more`: fields of the job; of its figures where the job has no such field."""
     job = asdict(Job(policy=policy, rps=rps, seed=seed, trace="some/where/chat.csv"))
     figures = {
-        "requests": 100, "completed": 100, "failed": 0, "ttft_attainment": ttft, "tbt_attainment": 0.9,
-        "joint_mean": ttft / 2, "joint_p99": ttft / 4, "joint_stall": ttft / 2, "longest_gap_s": 3.0,
-
-            "ttft_attainment_longest_prompts": 1 - ttft,
-            "tokens_per_s": 900.0,
-            "rotations": 12,
-            "evictions": 0
-        ,
-        "ttft_ms": {"p50": 200.0, "p99": 4000.0}, "tbt_ms": {"p50": 40.0, "p99": 150.0},
-        "hbm_blocks": 700, "dram_blocks": 9000, "tenants": {}, "process_s": 0.1 * seed,
+        "requests": 100,
+        "completed": 100,
+        "failed": 0,
+        "ttft_attainment": ttft,
+        "tbt_attainment": 0.9,
+        "joint_mean": ttft / 2,
+        "joint_p99": ttft / 4,
+        "joint_stall": ttft / 2,
+        "longest_gap_s": 3.0,
+        "ttft_attainment_longest_prompts": 1 - ttft,
+        "tokens_per_s": 900.0,
+        "rotations": 12,
+        "evictions": 0,
+        "ttft_ms": {"p50": 200.0, "p99": 4000.0},
+        "tbt_ms": {"p50": 40.0, "p99": 150.0},
+        "hbm_blocks": 700,
+        "dram_blocks": 9000,
+        "tenants": {},
+        "process_s": 0.1 * seed,
     }
     for name, value in more.items():
         (job if name in job else figures)[name] = value

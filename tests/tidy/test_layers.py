@@ -34,7 +34,8 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm triton build build_sim build_trtllm trtllm_startup config cli",
+    own="core sched kv runtime transfer engine model sim serve trtllm triton "
+    "build build_sim build_trtllm trtllm_startup config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),

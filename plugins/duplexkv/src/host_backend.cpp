@@ -119,10 +119,11 @@ class HostBackend final : public Backend {
     node_ = node;
   }
 
-  static void stay(int node) noexcept {
+  static bool stay(int node) noexcept {
     try {
-      stay_on_node(node);
-    } catch (const std::exception&) {  // no memory for a file name: it stays where it is
+      return stay_on_node(node);
+    } catch (const std::exception&) {
+      return false;  // no memory for a file name: it stays where it is
     }
   }
 

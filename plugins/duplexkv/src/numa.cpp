@@ -33,10 +33,15 @@ std::vector<int> parse_cpus(const std::string& list) {
     int first = 0;
     if (!read_number(&at, end, &first)) return {};
     int last = first;
-    if (at < end && *at == '-' && (++at == end || !read_number(&at, end, &last))) return {};
+    if (at < end && *at == '-') {
+      ++at;
+      if (at == end || !read_number(&at, end, &last)) return {};
+    }
     for (int cpu = first; cpu <= last; ++cpu)
       cpus.push_back(cpu);
-    if (at < end && *at++ != ',') return {};
+    if (at == end) break;
+    if (*at != ',') return {};
+    ++at;
   }
   return cpus;
 }
