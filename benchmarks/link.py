@@ -1,20 +1,25 @@
 """The native link against plain copies, in one run: bandwidth both ways, rate limit, cost of a submit.
 
 duplex    DuplexLink without a rate: `--blocks` scattered blocks each way, one copy in each direction
-memcpy    two threads, one a direction, each one large contiguous numpy copy (a memcpy) of as many bytes
+memcpy    the machine's limit: two threads, one a direction, each one call of the C library's memcpy (what
+          std::memcpy is) over as many bytes side by side
 loop      one Python thread, one numpy slice copy a block, directions in turns
 rate      DuplexLink at 1 and 2 GB/s each way: what crossed against what was asked for
-submit    what a submit of 1,000 blocks costs its caller, as one copy and as 100 copies of 10 blocks
+submit    what a submit of 1,000 blocks costs its caller, as one copy and as 100 copies of 10 blocks: the
+          whole of DuplexLink.submit, and of it the call into the native core
 
 Figures are payload, both directions together; each is the median of `--repeats` rounds, taken in turns.
+The load average stands below the table: rerun on a quiet machine what is to be reported.
 
-    python benchmarks/link.py [--json] [--blocks 2400] [--kib 64,256,1024,4096] [--repeats 7]
+    python benchmarks/link.py [--json] [--blocks 2400] [--kib 64,256,1024,4096] [--repeats 7] [--threads 1]
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import statistics
 import sys
 import threading
@@ -32,6 +37,11 @@ from superinfer_trt.transfer.pools import allocate_pool
 
 D2H, H2D = Direction.D2H, Direction.H2D
 POOL_BYTES_MAX = 512 << 20  # of one direction's share of one tier: four such shares fit a small machine
+
+
+_memcpy = ctypes.CDLL(None).memcpy  # without the GIL
+_memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_memcpy.restype = ctypes.c_void_p
 
 
 def copy_of(kind: CopyKind, source: NDArray[np.int32], target: NDArray[np.int32], after: int = -1) -> Copy:
@@ -52,7 +62,7 @@ def drain(link: DuplexLink, groups: int) -> None:
 class Rig:
     """Two pools of twice `blocks` blocks: the first half of each goes out or came in, scattered."""
 
-    def __init__(self, blocks: int, block_bytes: int, rate: float) -> None:
+    def __init__(self, blocks: int, block_bytes: int, rate: float, threads: int = 1) -> None:
         self.device = allocate_pool(2 * blocks, block_bytes)
         self.host = allocate_pool(2 * blocks, block_bytes)
         for pool in (self.device, self.host):
@@ -63,6 +73,7 @@ class Rig:
             h2d_bytes_per_s=rate,
             d2h_bytes_per_s=rate,
             queue_bytes_max=1 << 40,
+            host_threads=threads,
         )
         random = np.random.default_rng(1)
         slots = [random.permutation(2 * blocks).astype(np.int32) for _ in range(2)]
@@ -80,7 +91,10 @@ class Rig:
     def memcpy(self) -> None:
         half = self.blocks
         pairs = ((self.host[:half], self.device[:half]), (self.device[half:], self.host[half:]))
-        threads = [threading.Thread(target=np.copyto, args=pair) for pair in pairs]
+        threads = [
+            threading.Thread(target=_memcpy, args=(to.ctypes.data, of.ctypes.data, of.nbytes))
+            for to, of in pairs
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -101,11 +115,11 @@ def seconds(work: Callable[[], None], rounds: int) -> float:
     return time.perf_counter() - begin
 
 
-def measure_bandwidth(blocks: int, kib: int, repeats: int) -> dict[str, object]:
+def measure_bandwidth(blocks: int, kib: int, repeats: int, threads: int) -> dict[str, object]:
     block_bytes = kib << 10
     at_once = min(blocks, max(1, POOL_BYTES_MAX // block_bytes))
     rounds = -(-blocks // at_once)
-    rig = Rig(at_once, block_bytes, 0.0)
+    rig = Rig(at_once, block_bytes, 0.0, threads)
     taken: dict[str, list[float]] = {"duplex": [], "memcpy": [], "loop": []}
     for name in taken:
         getattr(rig, name)()
@@ -150,12 +164,30 @@ def measure_submit(copies: int, blocks: int, jobs: int) -> dict[str, object]:
         strict=True,
     )
     ids = list(ways)
-    submits, polls = [], []
+    submits, natives, polls = [], [], []
+    native = rig.link._engine.submit  # noqa: SLF001
+
+    class Timed:
+        """The native engine with a watch on its submit."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        def submit(self, *arguments: object) -> object:
+            begin = time.perf_counter_ns()
+            first = native(*arguments)  # type: ignore[arg-type]
+            natives.append(time.perf_counter_ns() - begin)
+            return first
+
+    engine = rig.link._engine  # noqa: SLF001
     for turn in range(jobs):
         group = [copy_of(CopyKind.OUT, device, host, turn) for device, host in ids]
+        watched = turn % 2 == 1
+        rig.link._engine = Timed() if watched else engine  # type: ignore[assignment] # noqa: SLF001
         begin = time.perf_counter_ns()
         tickets = rig.link.submit(D2H, group)
-        submits.append(time.perf_counter_ns() - begin)
+        if not watched:
+            submits.append(time.perf_counter_ns() - begin)
         if tickets is None:
             raise RuntimeError("busy")
         rig.link.mark(turn)
@@ -171,9 +203,20 @@ def measure_submit(copies: int, blocks: int, jobs: int) -> dict[str, object]:
         "copies": copies,
         "blocks": copies * blocks,
         "submit_us": round(statistics.median(submits) / 1e3, 1),
+        "native_us": round(statistics.median(natives) / 1e3, 1),
+        "native_p10_us": round(sorted(natives)[len(natives) // 10] / 1e3, 1),
         "submit_p99_us": round(sorted(submits)[int(len(submits) * 0.99)] / 1e3, 1),
         "poll_us": round(statistics.median(polls) / 1e3, 1),
     }
+
+
+def print_table(title: str, rows: list[dict[str, object]]) -> None:
+    """Markdown."""
+    names = list(rows[0])
+    print(f"### {title}\n")
+    for line in (names, ["--:"] * len(names), *([row[name] for name in names] for row in rows)):
+        print("| " + " | ".join(str(cell) for cell in line) + " |")
+    print()
 
 
 def main() -> int:
@@ -184,11 +227,13 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=2400, help="each way")
     parser.add_argument("--kib", default="64,256,1024,4096", help="block sizes, comma separated")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="that copy, of each lane")
     arguments = parser.parse_args()
     result = {
         "benchmark": "link",
+        "load": os.getloadavg()[0],
         "bandwidth": [
-            measure_bandwidth(arguments.blocks, int(kib), arguments.repeats)
+            measure_bandwidth(arguments.blocks, int(kib), arguments.repeats, arguments.threads)
             for kib in arguments.kib.split(",")
         ],
         "rate": [measure_rate(rate, 360, 0.2) for rate in (1e9, 2e9)],
@@ -198,9 +243,8 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     for part in ("bandwidth", "rate", "submit"):
-        print(part)
-        for row in result[part]:
-            print("  " + "  ".join(f"{name} {value}" for name, value in row.items()))  # type: ignore[attr-defined]
+        print_table(part, result[part])  # type: ignore[arg-type]
+    print(f"load average {result['load']:.1f} on {len(os.sched_getaffinity(0))} cores")
     return 0
 
 

@@ -5,7 +5,7 @@
 # or forked engine.
 
 from array import array
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +54,15 @@ class CudaChoice:
 
 def cuda_info(device: int) -> dict[str, Any]: ...
 
+# A rate that the engines made with it keep together. ValueError for one below 1e6.
+class Budget:
+    def __init__(self, bytes_per_s: float) -> None: ...
+
 # Both lanes. Any thread may call; `submit`, `mark`, `wait` and `close` run without the GIL.
 class Engine:
     # Pools are [blocks, block_bytes], writable, kept alive. A rate of 0 is no limit; a limit of 0 is
     # the default. With `cuda` the device pool is memory of its GPU (DLPack), the host pool page-locked.
+    @overload
     def __init__(
         self,
         device: object,
@@ -69,6 +74,23 @@ class Engine:
         queue_bytes_max: int,
         slice_bytes_max: int,
         cuda: CudaChoice | None = None,
+        host_threads: int = 1,
+        budget: Budget | None = None,
+    ) -> None: ...
+    # Pools in parts: each of [blocks, bytes], rows may lie apart; a block is its parts in order.
+    @overload
+    def __init__(
+        self,
+        *,
+        device_parts: list[NDArray[np.uint8]],
+        host_parts: list[NDArray[np.uint8]],
+        d2h_bytes_per_s: float,
+        h2d_bytes_per_s: float,
+        queue_groups_max: int,
+        queue_bytes_max: int,
+        slice_bytes_max: int,
+        host_threads: int = 1,
+        budget: Budget | None = None,
     ) -> None: ...
     # First of len(after) consecutive tickets, or None when busy. Group g is the ids from offsets[g]
     # up to offsets[g + 1]; it starts once turn after[g] is marked. Eager groups run when no other is ready.

@@ -11,6 +11,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,20 @@ class LaneStats:
     unpolled_bytes: int
 
 
+class NodeBudget:
+    """Bytes/s that the links made with it keep together: copies in first, then copies out, syncs last,
+    but none waits for ever. For links of several GPUs over the memory of one host node. Raises ConfigError
+    for a rate below 1e6.
+    """
+
+    def __init__(self, bytes_per_s: float) -> None:
+        try:
+            self.native = _duplexkv.Budget(bytes_per_s)
+        except ValueError as error:
+            raise ConfigError(f"link: {error}") from error
+        self.bytes_per_s = bytes_per_s
+
+
 class DuplexLink:
     """Copies blocks between `device_pool` and `host_pool`, both directions at once (a TransferEngine).
 
@@ -55,14 +70,17 @@ class DuplexLink:
     what one direction holds until it is polled; a larger submission may go while nothing else is
     queued. After `close`, `poll` still tells of every ticket that was not told, cancelled ones with
     `ok` False. With `cuda` the device pool is an array of the same shape in that GPU's memory, the
-    host pool page-locked (PinnedMemory), and rates are usually 0. Raises ConfigError for pools or
-    limits that cannot work, and with `cuda` where there is no driver.
+    host pool page-locked (PinnedMemory), and rates are usually 0. A pool that is not block-first is a
+    sequence of parts, each [blocks, bytes of it a block], whose rows may lie apart: two a layer, or values
+    and their scales; a block is its parts in order, and both tiers have as many bytes of it.
+    `host_threads` copy for each direction. Raises ConfigError for pools or limits that cannot work, and
+    with `cuda` where there is no driver.
     """
 
     def __init__(
         self,
-        device_pool: NDArray[np.uint8] | DeviceArray,
-        host_pool: NDArray[np.uint8],
+        device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]],
+        host_pool: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
         *,
         cuda: CudaLink | None = None,
         h2d_bytes_per_s: float = 2e9,
@@ -70,29 +88,29 @@ class DuplexLink:
         queue_groups_max: int = 4096,
         queue_bytes_max: int = 1 << 30,
         slice_bytes_max: int = 32 << 20,
+        host_threads: int = 1,
+        budget: NodeBudget | None = None,
     ) -> None:
         for field, limit in (
             ("queue_groups_max", queue_groups_max),
             ("queue_bytes_max", queue_bytes_max),
             ("slice_bytes_max", slice_bytes_max),
+            ("host_threads", host_threads),
         ):
             if limit <= 0:
                 raise ConfigError(f"link: {field} {limit} must be > 0")
-        _check_pool("host_pool", host_pool)
-        if cuda is None:
-            _check_pool("device_pool", device_pool)
         self._cuda = cuda
+        limits: _Limits = {
+            "d2h_bytes_per_s": d2h_bytes_per_s,
+            "h2d_bytes_per_s": h2d_bytes_per_s,
+            "queue_groups_max": queue_groups_max,
+            "queue_bytes_max": queue_bytes_max,
+            "slice_bytes_max": slice_bytes_max,
+            "host_threads": host_threads,
+            "budget": None if budget is None else budget.native,
+        }
         try:
-            self._engine = _duplexkv.Engine(
-                device_pool,
-                host_pool,
-                d2h_bytes_per_s=d2h_bytes_per_s,
-                h2d_bytes_per_s=h2d_bytes_per_s,
-                queue_groups_max=queue_groups_max,
-                queue_bytes_max=queue_bytes_max,
-                slice_bytes_max=slice_bytes_max,
-                cuda=None if cuda is None else cuda.native(),
-            )
+            self._engine = _make_engine(device_pool, host_pool, cuda, limits)
         except (ValueError, TypeError, MemoryError, _duplexkv.LinkError) as error:
             raise ConfigError(f"link: {error}") from error
         self._rates = {Direction.D2H: d2h_bytes_per_s, Direction.H2D: h2d_bytes_per_s}
@@ -231,6 +249,56 @@ class DuplexLink:
     def close(self) -> None:
         """Stops after the slices in hand; what has not landed is cancelled. Idempotent."""
         self._closing()
+
+
+class _Limits(TypedDict):
+    d2h_bytes_per_s: float
+    h2d_bytes_per_s: float
+    queue_groups_max: int
+    queue_bytes_max: int
+    slice_bytes_max: int
+    host_threads: int
+    budget: _duplexkv.Budget | None
+
+
+def _make_engine(
+    device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]],
+    host_pool: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    cuda: CudaLink | None,
+    limits: _Limits,
+) -> _duplexkv.Engine:
+    """An engine over two pools, or over their parts if either comes in parts."""
+    if isinstance(device_pool, Sequence) or isinstance(host_pool, Sequence):
+        if cuda is not None:
+            raise ConfigError("link: pools in parts are not for a GPU in this version")
+        parts = {
+            "device_parts": _parts("device_pool", device_pool),
+            "host_parts": _parts("host_pool", host_pool),
+        }
+        return _duplexkv.Engine(**parts, **limits)
+    _check_pool("host_pool", host_pool)
+    if cuda is None:
+        _check_pool("device_pool", device_pool)
+    return _duplexkv.Engine(device_pool, host_pool, **limits, cuda=None if cuda is None else cuda.native())
+
+
+def _parts(
+    field: str, pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]]
+) -> list[NDArray[np.uint8]]:
+    """The parts of a pool; a block-first one is its own."""
+    if not isinstance(pool, Sequence):
+        _check_pool(field, pool)
+        assert isinstance(pool, np.ndarray)
+        return [pool]
+    for part in pool:
+        if not isinstance(part, np.ndarray):
+            raise ConfigError(f"link: parts of {field} must be numpy arrays, got {type(part).__name__}")
+        if part.dtype != np.uint8 or part.ndim != 2 or part.strides[1] != 1 or not part.flags.writeable:
+            raise ConfigError(
+                f"link: parts of {field} must be writable uint8 [blocks, bytes] with the bytes of a block "
+                f"side by side, got {part.dtype} of shape {part.shape}, strides {part.strides}"
+            )
+    return list(pool)
 
 
 def _close(engine: _duplexkv.Engine) -> None:

@@ -3,12 +3,15 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "duplexkv/cuda.h"
 #include "duplexkv/duplexkv.h"
@@ -20,6 +23,8 @@ namespace {
 
 using Pool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using DevicePool = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig>;  // of any device
+// Of each block of a pool some bytes, one behind the other; blocks may lie apart.
+using Part = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::device::cpu>;
 using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Longs = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -168,31 +173,82 @@ class Berth {
   dkv_berth* berth_ = nullptr;
 };
 
+// A rate that engines share; they keep it.
+class Budget {
+ public:
+  explicit Budget(double bytes_per_s) { require(dkv_budget_create(bytes_per_s, &budget_)); }
+  ~Budget() { dkv_budget_destroy(budget_); }
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
+
+  [[nodiscard]] dkv_budget* get() const { return budget_; }
+
+ private:
+  dkv_budget* budget_ = nullptr;
+};
+
+// A pool as the segments that its parts are; all of as many blocks.
+std::vector<dkv_segment> segments_of(const std::vector<Part>& parts) {
+  std::vector<dkv_segment> segments;
+  for (const Part& part : parts) {
+    if (part.shape(0) != parts.front().shape(0)) {
+      throw nb::value_error("pool parts: they differ in blocks (first dimension)");
+    }
+    if (part.stride(1) != 1 || part.stride(0) < 0) {
+      throw nb::value_error("pool parts: bytes of a block do not follow each other");
+    }
+    segments.push_back({.base = part.data(),
+                        .stride = static_cast<std::uint64_t>(part.stride(0)),
+                        .bytes = part.shape(1)});
+  }
+  return segments;
+}
+
 class Engine {
  public:
+  // Pools in parts: laid out in another way than block-first.
+  Engine(const std::vector<Part>& device, const std::vector<Part>& host, double d2h_bytes_per_s,
+         double h2d_bytes_per_s, std::uint32_t queue_groups_max, std::uint64_t queue_bytes_max,
+         std::uint64_t slice_bytes_max, std::uint32_t host_threads, const Budget* budget)
+      : parts_{device, host} {
+    if (device.empty() || host.empty()) throw nb::value_error("pool parts: none");
+    const std::vector<dkv_segment> device_segments = segments_of(device);
+    const std::vector<dkv_segment> host_segments = segments_of(host);
+    dkv_config config = config_of(d2h_bytes_per_s, h2d_bytes_per_s, queue_groups_max,
+                                  queue_bytes_max, slice_bytes_max);
+    config.device_blocks = device.front().shape(0);
+    config.host_blocks = host.front().shape(0);
+    for (const dkv_segment& segment : device_segments)
+      config.block_bytes += segment.bytes;
+    config.device_segments = device_segments.data();
+    config.device_segment_count = device_segments.size();
+    config.host_segments = host_segments.data();
+    config.host_segment_count = host_segments.size();
+    config.host_threads = host_threads;
+    config.budget = budget == nullptr ? nullptr : budget->get();
+    require(dkv_engine_create(&config, &engine_));
+  }
+
   Engine(DevicePool device, Pool host, double d2h_bytes_per_s, double h2d_bytes_per_s,
          std::uint32_t queue_groups_max, std::uint64_t queue_bytes_max,
-         std::uint64_t slice_bytes_max, const std::optional<CudaChoice>& cuda)
+         std::uint64_t slice_bytes_max, const std::optional<CudaChoice>& cuda,
+         std::uint32_t host_threads, const Budget* budget)
       : device_(std::move(device)), host_(std::move(host)) {
-    if (device_.shape(1) != host_.shape(1)) {
+    if (device_->shape(1) != host_->shape(1)) {
       throw nb::value_error("pools: device and host differ in block_bytes (second dimension)");
     }
-    dkv_config config{};
-    config.struct_size = sizeof(config);
-    config.backend = DKV_BACKEND_HOST;
-    config.device_base = device_.data();
-    config.device_blocks = device_.shape(0);
-    config.host_base = host_.data();
-    config.host_blocks = host_.shape(0);
-    config.block_bytes = device_.shape(1);
-    config.d2h_bytes_per_s = d2h_bytes_per_s;
-    config.h2d_bytes_per_s = h2d_bytes_per_s;
-    config.queue_groups_max = queue_groups_max;
-    config.queue_bytes_max = queue_bytes_max;
-    config.slice_bytes_max = slice_bytes_max;
+    dkv_config config = config_of(d2h_bytes_per_s, h2d_bytes_per_s, queue_groups_max,
+                                  queue_bytes_max, slice_bytes_max);
+    config.device_base = device_->data();
+    config.device_blocks = device_->shape(0);
+    config.host_base = host_->data();
+    config.host_blocks = host_->shape(0);
+    config.block_bytes = device_->shape(1);
+    config.host_threads = host_threads;
+    config.budget = budget == nullptr ? nullptr : budget->get();
     if (cuda) {
       cuda->apply(&config);
-    } else if (device_.device_type() != nb::device::cpu::value) {
+    } else if (device_->device_type() != nb::device::cpu::value) {
       throw nb::value_error("device pool: memory of a GPU needs the CUDA backend");
     }
     dkv_status status = DKV_OK;
@@ -330,8 +386,24 @@ class Engine {
   }
 
  private:
-  DevicePool device_;
-  Pool host_;
+  static dkv_config config_of(double d2h_bytes_per_s, double h2d_bytes_per_s,
+                              std::uint32_t queue_groups_max, std::uint64_t queue_bytes_max,
+                              std::uint64_t slice_bytes_max) {
+    dkv_config config{};
+    config.struct_size = sizeof(config);
+    config.backend = DKV_BACKEND_HOST;
+    config.d2h_bytes_per_s = d2h_bytes_per_s;
+    config.h2d_bytes_per_s = h2d_bytes_per_s;
+    config.queue_groups_max = queue_groups_max;
+    config.queue_bytes_max = queue_bytes_max;
+    config.slice_bytes_max = slice_bytes_max;
+    return config;
+  }
+
+  // What the lanes copy stays alive.
+  std::optional<DevicePool> device_;
+  std::optional<Pool> host_;
+  std::array<std::vector<Part>, 2> parts_;
   dkv_engine* engine_ = nullptr;
 };
 
@@ -395,13 +467,21 @@ NB_MODULE(_duplexkv, module) {
           },
           nb::kw_only(), nb::arg("device"), nb::arg("route"), nb::arg("batch"), nb::arg("sms_max"),
           nb::arg("host_chunk_bytes"), nb::arg("routes_file").none());
+  nb::class_<Budget>(module, "Budget").def(nb::init<double>(), nb::arg("bytes_per_s"));
   nb::class_<Engine>(module, "Engine")
       .def(nb::init<DevicePool, Pool, double, double, std::uint32_t, std::uint64_t, std::uint64_t,
-                    const std::optional<CudaChoice>&>(),
+                    const std::optional<CudaChoice>&, std::uint32_t, const Budget*>(),
            nb::arg("device").noconvert(), nb::arg("host").noconvert(), nb::kw_only(),
            nb::arg("d2h_bytes_per_s"), nb::arg("h2d_bytes_per_s"), nb::arg("queue_groups_max"),
            nb::arg("queue_bytes_max"), nb::arg("slice_bytes_max"),
-           nb::arg("cuda").none() = nb::none())
+           nb::arg("cuda").none() = nb::none(), nb::arg("host_threads") = 1,
+           nb::arg("budget").none() = nb::none())
+      .def(nb::init<const std::vector<Part>&, const std::vector<Part>&, double, double,
+                    std::uint32_t, std::uint64_t, std::uint64_t, std::uint32_t, const Budget*>(),
+           nb::kw_only(), nb::arg("device_parts").noconvert(), nb::arg("host_parts").noconvert(),
+           nb::arg("d2h_bytes_per_s"), nb::arg("h2d_bytes_per_s"), nb::arg("queue_groups_max"),
+           nb::arg("queue_bytes_max"), nb::arg("slice_bytes_max"), nb::arg("host_threads") = 1,
+           nb::arg("budget").none() = nb::none())
       .def("submit", &Engine::submit, nb::arg("direction"), nb::arg("source").noconvert(),
            nb::arg("target").noconvert(), nb::arg("offsets").noconvert(),
            nb::arg("after").noconvert(), nb::arg("flags").noconvert().none() = nb::none())

@@ -68,6 +68,63 @@ static void versions_of_structs(dkv_arena* device, dkv_arena* host) {
   CHECK(strstr(dkv_last_error(), "77") != NULL);
 }
 
+/* Two layers of K and V on the device, blocks on the host: bytes come together, and go back. */
+static void layouts_may_differ(void) {
+  enum { PART_BYTES = BLOCK_BYTES / 4 };
+  static unsigned char layers[4][BLOCKS][PART_BYTES];
+  static unsigned char host[BLOCKS][BLOCK_BYTES];
+  dkv_segment segments[4];
+  for (int part = 0; part < 4; ++part) {
+    segments[part].base = layers[part];
+    segments[part].stride = segments[part].bytes = PART_BYTES;
+    memset(layers[part][2], 'a' + part, PART_BYTES);
+  }
+  dkv_config config;
+  memset(&config, 0, sizeof(config));
+  config.struct_size = sizeof(config);
+  config.device_blocks = config.host_blocks = BLOCKS;
+  config.host_base = host;
+  config.block_bytes = BLOCK_BYTES;
+  config.device_segments = segments;
+  config.device_segment_count = 4;
+  config.host_threads = 2;
+  dkv_budget* budget = NULL;
+  CHECK(dkv_budget_create(1, &budget) == DKV_INVALID && budget == NULL);
+  CHECK(strstr(dkv_last_error(), "bytes_per_s 1") != NULL);
+  CHECK(dkv_budget_create(1e9, &budget) == DKV_OK);
+  config.budget = budget;
+  dkv_engine* engine = NULL;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_OK);
+  dkv_budget_destroy(budget); /* the engine keeps what it shares */
+  int32_t from = 2;
+  int32_t to = 5;
+  int64_t ticket = 0;
+  int landed = 0;
+  dkv_submission submission = one_group(&from, &to, 1);
+  CHECK(dkv_submit(engine, &submission, &ticket) == DKV_OK);
+  CHECK(dkv_wait(engine, 10000000000, &landed) == DKV_OK && landed == 1);
+  for (int byte = 0; byte < BLOCK_BYTES; ++byte)
+    CHECK(host[5][byte] == 'a' + byte / PART_BYTES);
+  dkv_stats stats;
+  stats.struct_size = sizeof(stats);
+  CHECK(dkv_get_stats(engine, DKV_D2H, &stats) == DKV_OK && stats.descriptors == 4);
+  dkv_engine_destroy(engine);
+  config.budget = NULL;
+  segments[3].bytes -= 1;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_INVALID && engine == NULL);
+  CHECK(strstr(dkv_last_error(), "1023") != NULL && strstr(dkv_last_error(), "1024") != NULL);
+  config.device_segment_count = 0;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_INVALID);
+  config.device_segments = NULL;
+  config.device_base = layers;
+  config.host_threads = 65;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_INVALID);
+  CHECK(strstr(dkv_last_error(), "host_threads: 65 > 64") != NULL);
+  config.host_threads = 1;
+  config.reserved = 1;
+  CHECK(dkv_engine_create(&config, &engine) == DKV_UNSUPPORTED);
+}
+
 static void nulls_are_refused(dkv_engine* engine) {
   int32_t id = 0;
   dkv_submission submission = one_group(&id, &id, 1);
@@ -152,6 +209,7 @@ int main(void) {
   CHECK(dkv_arena_create(BLOCKS, BLOCK_BYTES, &host) == DKV_OK);
   CHECK(dkv_arena_bytes(device) == BLOCKS * BLOCK_BYTES);
   versions_of_structs(device, host);
+  layouts_may_differ();
   dkv_config config = config_over(device, host);
   dkv_engine* engine = NULL;
   CHECK(dkv_engine_create(&config, &engine) == DKV_OK);
