@@ -22,6 +22,12 @@ RotationTrace::RequestPtr RotationTrace::any_of(Phase phase) {
   return found.empty() ? nullptr : found[random_() % found.size()];
 }
 
+RotationTrace::Request* RotationTrace::begin() {
+  live_.push_back(std::make_shared<Request>());
+  live_.back()->salt = next_salt_++;
+  return live_.back().get();
+}
+
 void RotationTrace::compute(Request* request, bool append) {
   if (!append || !this->append(request)) read(request);
 }
@@ -191,16 +197,22 @@ void RotationTrace::rotate_in(const RequestPtr& request) {
     device_slots_.give(slot);
 }
 
+// The compute stream waits for the ticket; Busy if the lane is too slow.
+Status RotationTrace::wait_in_stream(std::int64_t ticket) {
+  Status status = engine_->stream_wait(ticket, stream_);
+  for (int tries = 0; status == Status::Busy && tries < 100; ++tries) {
+    std::this_thread::yield();
+    status = engine_->stream_wait(ticket, stream_);
+  }
+  return status;
+}
+
 // Compute goes on with a request whose copy in has not been told: the stream waits for it.
 void RotationTrace::use_early(const RequestPtr& request) {
   if (request == nullptr || !chance(60)) return;
   const auto found = air_.find(request->ticket);
   if (found == air_.end() || found->second.cancelled) return;
-  Status status = engine_->stream_wait(request->ticket, stream_);
-  for (int tries = 0; status == Status::Busy && tries < 100; ++tries) {
-    std::this_thread::yield();
-    status = engine_->stream_wait(request->ticket, stream_);
-  }
+  const Status status = wait_in_stream(request->ticket);
   if (!options_.streams) CHECK(status == Status::Unsupported);
   if (status != Status::Ok) return;
   ++result_.early_uses;
@@ -217,26 +229,30 @@ void RotationTrace::cancel_one() {
   Flight& flight = chosen->second;
   const bool in_use = flight.kind == Kind::In && flight.request->phase == Phase::Running;
   if (flight.cancelled || in_use) return;
-  if (options_.missing == Missing::CancelWaits) return cancel_carelessly(chosen->first, &flight);
   CHECK(engine_->cancel(chosen->first) == Status::Ok);
   flight.cancelled = true;
 }
 
-// As if a cancelled copy were not in the air; only copies that are.
-void RotationTrace::cancel_carelessly(std::int64_t ticket, Flight* flight) {
-  const Status in_stream = engine_->stream_wait(ticket, stream_);
+// As if a cancelled copy were not in the air: one that is, and a new request takes its blocks.
+void RotationTrace::cancel_carelessly() {
+  const RequestPtr request = any_of(Phase::Arriving);
+  if (request == nullptr) return;
+  const std::int64_t ticket = request->ticket;
+  const Status in_stream = wait_in_stream(ticket);
   gpu_->forget_waits(stream_);
-  if (in_stream != Status::Ok || flight->kind != Kind::In) return;
+  if (in_stream != Status::Ok) return;
+  Flight& flight = air_.at(ticket);
   CHECK(engine_->cancel(ticket) == Status::Ok);
-  flight->cancelled = flight->forgotten = true;
-  device_book_->forget(flight->device);
-  host_book_->forget(flight->host);
-  for (const std::int32_t slot : flight->device)
+  flight.cancelled = flight.forgotten = true;
+  device_book_->forget(flight.device);
+  host_book_->forget(flight.host);
+  for (const std::int32_t slot : flight.device)
     device_slots_.unuse(slot);
-  for (const std::int32_t slot : flight->host)
+  for (const std::int32_t slot : flight.host)
     host_slots_.unuse(slot);
-  --flight->request->flights;
-  if (!flight->request->ended) land_in(*flight, false);
+  --request->flights;
+  land_in(flight, false);
+  append(begin());
 }
 
 void RotationTrace::end(const RequestPtr& request) {

@@ -107,10 +107,7 @@ TraceResult RotationTrace::run() {
 void RotationTrace::turn() {
   if (turn_ == options_.poison_turn) CHECK(engine_->poison(Direction::D2H) == Status::Ok);
   land(poll_engine(*engine_));
-  if (live_.size() < 8 && chance(40)) {
-    live_.push_back(std::make_shared<Request>());
-    live_.back()->salt = next_salt_++;
-  }
+  if (live_.size() < 8 && chance(40)) begin();
   for (const RequestPtr& request : std::vector(live_)) {
     if (request->phase == Phase::Running && chance(75)) compute(request.get(), chance(70));
   }
@@ -122,12 +119,12 @@ void RotationTrace::turn() {
   if (chance(50)) rotate_out(any_of(Phase::Running));
   if (chance(70)) rotate_in(any_of(Phase::Rotary));
   if (!marked_first) end_compute_turn();
-  use_early(any_of(Phase::Arriving));
-  const bool careless = options_.missing == Missing::CancelWaits;
-  const bool cancels = options_.missing == Missing::Nothing || careless;
-  for (int tries = careless ? 10 : 1; cancels && tries > 0; --tries) {
-    if (chance(careless ? 60 : 20) && !air_.empty()) cancel_one();
+  if (options_.missing == Missing::CancelWaits) {
+    cancel_carelessly();
+  } else {
+    use_early(any_of(Phase::Arriving));
   }
+  if (options_.missing == Missing::Nothing && chance(20) && !air_.empty()) cancel_one();
   if (chance(50)) break_a_rule();
   if (chance(12) && !live_.empty()) end(live_[random_() % live_.size()]);
   if (chance(40)) wait_for_compute();

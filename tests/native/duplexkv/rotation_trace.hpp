@@ -162,15 +162,17 @@ class RotationTrace {
   void settle_leaving(Request* request);
 
   // rotation_moves.cpp: what the scheduler does
+  Request* begin();
   void compute(Request* request, bool append);
   bool append(Request* request);
   void read(Request* request);
   void copy_eagerly(const RequestPtr& request);
   void rotate_out(const RequestPtr& request);
   void rotate_in(const RequestPtr& request);
+  Status wait_in_stream(std::int64_t ticket);
   void use_early(const RequestPtr& request);
   void cancel_one();
-  void cancel_carelessly(std::int64_t ticket, Flight* flight);
+  void cancel_carelessly();
   void end(const RequestPtr& request);
   static void add(Flight* flight, std::size_t block);
   bool take_device(Flight* flight, std::optional<std::int32_t> first = std::nullopt);
