@@ -130,13 +130,17 @@ class DuplexLink:
         """
         if not copies:
             return ()
-        source, target = array("i"), array("i")
+        alone = len(copies) == 1  # the usual rotation: its own arrays go down as they are
+        source = _own(copies[0].source) if alone else array("i")
+        target = _own(copies[0].target) if alone else array("i")
         offsets, after, flags = array("q", (0,)), array("q"), array("B")
         for copy in copies:
             if copy.direction is not direction:
                 raise ValueError(f"copy of {copy.id}: {copy.kind.value} does not go {direction.value}")
-            _extend(source, copy.source, copy, "source")
-            _extend(target, copy.target, copy, "target")
+            if source is not copy.source:
+                _extend(source, copy.source, copy, "source")
+            if target is not copy.target:
+                _extend(target, copy.target, copy, "target")
             if len(source) != len(target):
                 raise ValueError(
                     f"copy of {copy.id}: {len(copy.source)} sources and {len(copy.target)} targets"
@@ -314,6 +318,11 @@ def _check_pool(field: str, pool: NDArray[np.uint8] | DeviceArray) -> None:
             f"link: {field} must be C-contiguous writable uint8 [blocks, block_bytes], "
             f"got {pool.dtype} of shape {pool.shape}"
         )
+
+
+def _own(slots: Sequence[SlotId]) -> array[int]:
+    """`slots` itself if it is int32 already, otherwise an array to extend."""
+    return slots if isinstance(slots, array) and slots.typecode == "i" else array("i")
 
 
 def _extend(ids: array[int], slots: Sequence[SlotId], copy: Copy, field: str) -> None:
