@@ -1,9 +1,9 @@
 #include "registry.hpp"
 
-#include <cstring>
-#include <new>
+#include "structs.hpp"
 
 using duplexkv::fail;
+using duplexkv::guarded;
 using duplexkv::Registry;
 using duplexkv::Status;
 
@@ -127,17 +127,6 @@ void Registry::forget(const Engine* engine) noexcept {
 }  // namespace duplexkv
 
 namespace {
-
-template <typename Body>
-dkv_status guarded(Body body) noexcept {
-  try {
-    return static_cast<dkv_status>(body());
-  } catch (const std::bad_alloc&) {
-    return static_cast<dkv_status>(fail(Status::NoMemory, "out of memory"));
-  } catch (const std::exception& error) {
-    return static_cast<dkv_status>(fail(Status::Internal, "%s", error.what()));
-  }
-}
 
 // Calls body(port) inside the berth.
 template <typename Body>
