@@ -250,6 +250,9 @@ def _stop_strings(message: pb.Sampling, tokenizer: Tokenizer | None) -> tuple[st
 
 
 def _check_sampling(message: pb.Sampling, bounds: Bounds) -> None:
+    for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"):
+        if name in {one.name for one, _ in message.ListFields()}:
+            raise _refuse(RefusalCode.UNSUPPORTED, f"sampling.{name}", "this engine cannot do it")
     if not (0 <= message.temperature <= TEMPERATURE_MAX):  # false for NaN too
         raise _invalid(
             "sampling.temperature", f"must be 0 to {TEMPERATURE_MAX:.0f}, not {message.temperature}"

@@ -59,6 +59,11 @@ class ExecutorServiceStub:
                 request_serializer=superinfer_dot_v1_dot_executor__pb2.WatchStatsRequest.SerializeToString,
                 response_deserializer=superinfer_dot_v1_dot_executor__pb2.WatchStatsResponse.FromString,
                 _registered_method=True)
+        self.Profile = channel.unary_stream(
+                '/superinfer.v1.ExecutorService/Profile',
+                request_serializer=superinfer_dot_v1_dot_executor__pb2.ProfileRequest.SerializeToString,
+                response_deserializer=superinfer_dot_v1_dot_executor__pb2.ProfileResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer:
@@ -109,6 +114,14 @@ class ExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Profile(self, request, context):
+        """Records turns, phases of requests and both directions of the link for a while; then streams the record as pieces
+        of one Chrome trace (JSON), which Perfetto opens. One recording at a time (else RESOURCE_EXHAUSTED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +149,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.WatchStats,
                     request_deserializer=superinfer_dot_v1_dot_executor__pb2.WatchStatsRequest.FromString,
                     response_serializer=superinfer_dot_v1_dot_executor__pb2.WatchStatsResponse.SerializeToString,
+            ),
+            'Profile': grpc.unary_stream_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=superinfer_dot_v1_dot_executor__pb2.ProfileRequest.FromString,
+                    response_serializer=superinfer_dot_v1_dot_executor__pb2.ProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +291,33 @@ class ExecutorService:
             '/superinfer.v1.ExecutorService/WatchStats',
             superinfer_dot_v1_dot_executor__pb2.WatchStatsRequest.SerializeToString,
             superinfer_dot_v1_dot_executor__pb2.WatchStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/superinfer.v1.ExecutorService/Profile',
+            superinfer_dot_v1_dot_executor__pb2.ProfileRequest.SerializeToString,
+            superinfer_dot_v1_dot_executor__pb2.ProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,
