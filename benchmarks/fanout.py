@@ -110,7 +110,7 @@ class Turns:
             time.sleep(max(0.0, due - time.perf_counter()))
 
     def _messages(self) -> int:
-        return self.server.servicer._messages if self.server is not None else 0  # noqa: SLF001
+        return self.server.calls.messages if self.server is not None else 0
 
 
 class Bare(pb_grpc.ExecutorServiceServicer):

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.slo import Slo
+from superinfer_trt.serve.calls import Calls
 from superinfer_trt.serve.mapping import Bounds
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
@@ -62,9 +63,9 @@ class Server:
 
     def __init__(self, service: Service, outbox: StreamOutbox, options: ServerOptions) -> None:
         self._service = service
-        self._outbox = outbox
         self._options = options
-        self.servicer = Servicer(service, outbox, bounds_of(service, options), options.requests_max)
+        self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
+        self._servicer = Servicer(self.calls)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
         self._server = grpc.aio.server(options=_channel_options(options))
         self._watch: asyncio.Task[None] | None = None
@@ -80,7 +81,7 @@ class Server:
 
     async def start(self) -> None:
         """Listens and answers. Raises ConfigError when the port is taken."""
-        add_ExecutorServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
+        add_ExecutorServiceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._options.reflection:
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -95,7 +96,7 @@ class Server:
 
         Returns whether all live requests finished by themselves.
         """
-        self.servicer.drain()
+        self.calls.drain()
         await self._set_health(serving=False)
         finished = await self._idle_within(timeout_s)
         await self.stop()
@@ -109,13 +110,13 @@ class Server:
                 self._stopped = True
 
     async def _stop(self) -> None:
-        self.servicer.drain()
+        self.calls.drain()
         await self._set_health(serving=False)
-        if self.servicer.live:
-            self.servicer.cut()
+        if self.calls.live:
+            self.calls.cut()
             if not await self._idle_within(CUT_GRACE_S):
-                self._outbox.abandon("the server went away")
-        self.servicer.close()
+                self.calls.abandon("the server went away")
+        self._servicer.close()
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -134,7 +135,7 @@ class Server:
 
     async def _idle_within(self, timeout_s: float) -> bool:
         try:
-            await asyncio.wait_for(self.servicer.wait_idle(), timeout_s)
+            await asyncio.wait_for(self.calls.wait_idle(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True
@@ -149,10 +150,10 @@ class Server:
         """Tells readers and health when the driver's thread has died; ends stalled readers."""
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
-            self.servicer.end_stalled(self._options.reader_timeout_s)
+            self.calls.end_stalled(self._options.reader_timeout_s)
             if not self._service.driver.alive:
                 await self._set_health(serving=False)
-                self._outbox.abandon("the engine loop has ended")
+                self.calls.abandon("the engine loop has ended")
 
 
 def bounds_of(service: Service, options: ServerOptions) -> Bounds:
@@ -189,7 +190,7 @@ async def run(
         signals = _Signals(loop)
         on_ready(server, service)
         died = await _signal_or_death(signals, service)
-        on_drain(server.servicer.live)
+        on_drain(server.calls.live)
         drain = asyncio.create_task(server.drain(0.0 if died else options.drain_timeout_s))
         again = asyncio.create_task(signals.second.wait())
         await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)

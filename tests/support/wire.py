@@ -70,7 +70,7 @@ async def serving(service_options: dict[str, Any] | None = None, **options: Any)
         service.driver.release()
         await server.stop()
         assert len(outbox) == 0
-        assert server.servicer.live == 0
+        assert server.calls.live == 0
         await asyncio.to_thread(service.close)
         assert service.executor.totals.accepted == len(service.executor.endings)
 

@@ -39,7 +39,7 @@ def test_a_message_a_turn_while_the_reader_keeps_up() -> None:
         async with serving() as wire:
             wire.service.driver.hold()
             call = wire.stub.Generate(request(9, 8, 7, max_tokens=3))
-            await until(lambda: wire.server.servicer.live == 1)
+            await until(lambda: wire.server.calls.live == 1)
             seen: list[list[int]] = []
             for _ in range(3):
                 wire.service.driver.step()
@@ -264,7 +264,7 @@ def test_a_client_that_goes_away_ends_its_request(how: str) -> None:
                     call.cancel()
                 elif how == "deadline":
                     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: wire.server.servicer.live == 0, "the servicer's notice")
+            await until(lambda: wire.server.calls.live == 0, "the servicer's notice")
             assert len(wire.outbox) == 0
             driver.release()
             await until(lambda: endings == {RequestId(0): FinishReason.CANCELLED}, "the executor's notice")
@@ -294,7 +294,7 @@ def test_a_bug_in_one_stream_is_internal_and_stays_in_it(caplog: pytest.LogCaptu
             assert (said.code, said.details) == (grpc.StatusCode.INTERNAL, "internal error")
             endings = wire.service.executor.endings
             await until(lambda: endings)
-            assert wire.server.servicer.live == 0
+            assert wire.server.calls.live == 0
             del wire.service.tokenizer.stream
             assert (await say(wire.stub.Generate(text_request("abc")))).text == "abca"
 

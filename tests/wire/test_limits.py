@@ -35,7 +35,7 @@ def test_ten_thousand_at_once_are_bounded_and_none_is_lost() -> None:
 
             tasks = [asyncio.create_task(one(index)) for index in range(count)]
             await until(lambda: len(refused) == count - limit, "the refusals")
-            assert wire.server.servicer.live == limit
+            assert wire.server.calls.live == limit
             wire.service.driver.release()
             answers = await asyncio.gather(*tasks)
             codes = Counter(said.code for said in answers)
@@ -86,7 +86,7 @@ def test_a_slow_reader_costs_the_others_nothing() -> None:
             assert all(len(said.token_ids) == 1000 for said in fast)
             endings = wire.service.executor.endings
             await until(lambda: len(endings) == 5, "the executor, which waits for no reader")
-            assert wire.server.servicer.live == 1
+            assert wire.server.calls.live == 1
             said = await say(slow)
             assert len(said.token_ids) == 3000
             assert said.token_ids[:3] == [1, 2, 3]
@@ -102,7 +102,7 @@ def test_a_reader_that_takes_nothing_is_ended() -> None:
         async with serving(options, reader_timeout_s=0.3) as wire, tight_channel(wire) as channel:
             call = generate_on(channel)(heavy(6000))
             await call.initial_metadata()
-            await until(lambda: wire.server.servicer.live == 0, "the end of the stalled call")
+            await until(lambda: wire.server.calls.live == 0, "the end of the stalled call")
             assert len(wire.outbox) == 0
             said = await say(call)
             assert said.code is grpc.StatusCode.ABORTED
@@ -133,7 +133,7 @@ def test_draining_lets_live_requests_finish_and_refuses_new_ones() -> None:
             call = wire.stub.Generate(request(1, max_tokens=300))
             await call.initial_metadata()
             drain = asyncio.create_task(wire.server.drain(20))
-            await until(lambda: not wire.server.servicer.serving)
+            await until(lambda: not wire.server.calls.serving)
             late = await say(wire.stub.Generate(request(1)))
             assert late.code is grpc.StatusCode.UNAVAILABLE
             assert late.trailers["superinfer-code"] == "draining"
@@ -159,7 +159,7 @@ def test_what_is_not_finished_in_time_is_cut_with_an_ending() -> None:
             before = Said()
             before.take(await call.read())
             drain = asyncio.create_task(wire.server.drain(0.05))
-            await until(lambda: wire.server.servicer._cut, "the cut")
+            await until(lambda: wire.server.calls._cut, "the cut")
             driver.step(3)
             said = await say(call, before)
             assert said.code is grpc.StatusCode.UNAVAILABLE
@@ -223,6 +223,6 @@ def test_unruly_clients(seed: int) -> None:
     async def scenario() -> None:
         async with serving({"requests_max": 24}, requests_max=20) as wire:
             await asyncio.gather(*(client(wire, f"c{index % 20}") for index in range(30)))
-            await until(lambda: wire.server.servicer.live == 0)
+            await until(lambda: wire.server.calls.live == 0)
 
     run(scenario())

@@ -63,7 +63,7 @@ async def serving(policy: str, hbm_blocks: int, dram_blocks: int, depth: int) ->
             await until(lambda: service.executor.idle, "the last landing")
             assert service.driver.alive
             check_nothing_left(service)
-            assert (len(outbox), server.servicer.live) == (0, 0)
+            assert (len(outbox), server.calls.live) == (0, 0)
     finally:
         await server.stop()
         await asyncio.to_thread(service.close)

@@ -118,7 +118,7 @@ def test_a_dead_driver_ends_the_streams_and_refuses_new_ones() -> None:
             said = await say(wire.stub.Generate(request(1)))
             assert said.code is grpc.StatusCode.UNAVAILABLE
             assert said.trailers["superinfer-code"] == "draining"
-            await until(lambda: not wire.server.servicer.serving)
+            await until(lambda: not wire.server.calls.serving)
             stats = (await wire.stub.GetStats(pb.GetStatsRequest())).stats
             assert not stats.serving
             wire.service.executor.abandon("closed by the test")
