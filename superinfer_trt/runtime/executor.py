@@ -245,8 +245,8 @@ class Executor:
                 error = str(failure)
         parts.transfers.mark(flight.turn)
         now = parts.clock.now()
-        self._step.add(now - flight.launched)
-        self._learn(flight, now - flight.launched)
+        if outcome is not None:  # how long a failure takes says nothing of a step
+            self._learn(flight, now - flight.launched)
         self.totals.step_ns += now - flight.launched
         live, commit, waiting = self._roster.live, parts.ledger.commit, Phase.WAITING
         for row in flight.rows:
@@ -288,7 +288,8 @@ class Executor:
         return self._roster.view(self._turn, now, self._parts.ledger, out_blocks, in_blocks, forecast)
 
     def _learn(self, flight: _Flight, took: Nanos) -> None:
-        """Feeds the forecast. At depth 1 planning adds to the gap that a reader sees."""
+        """Feeds the forecasts. At depth 1 planning adds to the gap that a reader sees."""
+        self._step.add(took)
         context_tokens = sum([row.start for row in flight.rows])
         planning = self._planning.value if self._depth == 1 else 0
         self._fit.add(len(flight.rows), flight.prefill_tokens, context_tokens, took + planning)

@@ -21,10 +21,10 @@ from superinfer_trt.sched.neo import Neo, NeoParameters
 from superinfer_trt.sched.rota_slack import RotaSlack, RotaSlackParameters
 from superinfer_trt.sched.rotasched import RotaSched, RotaSchedParameters
 from superinfer_trt.sched.sarathi import Sarathi, SarathiParameters
-from superinfer_trt.sched.swapped_first import SwappedFirst, SwappedFirstParameters
+from superinfer_trt.sched.swapped_first import SwappedFirst
 from superinfer_trt.sched.trt_max_utilization import TrtMaxUtilization, TrtMaxUtilizationParameters
 from superinfer_trt.sched.trt_no_evict import TrtNoEvict, TrtNoEvictParameters
-from superinfer_trt.sched.waiting_first import WaitingFirst, WaitingFirstParameters
+from superinfer_trt.sched.waiting_first import WaitingFirst, WatermarkParameters
 
 AnyPolicy: TypeAlias = (
     RotaSched
@@ -57,8 +57,8 @@ POLICIES: Mapping[str, Entry] = MappingProxyType(
         RotaSched.name: Entry(RotaSched, RotaSchedParameters),
         RotaSlack.name: Entry(RotaSlack, RotaSlackParameters),
         Artifact.name: Entry(Artifact, ArtifactParameters),
-        WaitingFirst.name: Entry(WaitingFirst, WaitingFirstParameters),
-        SwappedFirst.name: Entry(SwappedFirst, SwappedFirstParameters),
+        WaitingFirst.name: Entry(WaitingFirst, WatermarkParameters),
+        SwappedFirst.name: Entry(SwappedFirst, WatermarkParameters),
         Ltr.name: Entry(Ltr, LtrParameters),
         Fcfs.name: Entry(Fcfs, FcfsParameters),
         FcfsAsync.name: Entry(FcfsAsync, FcfsAsyncParameters),

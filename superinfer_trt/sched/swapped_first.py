@@ -13,25 +13,12 @@ Knows no slot and no clock. Stateless, any thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.view import Order, View
 from superinfer_trt.sched.budget import Budget
 from superinfer_trt.sched.fcfs import arrival
 from superinfer_trt.sched.lag import THOUSAND, fraction, stay_began
-from superinfer_trt.sched.waiting_first import last_token
-
-
-@dataclass(frozen=True, slots=True)
-class SwappedFirstParameters:
-    """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark < 1,
-    rounded to thousandths. Raises ConfigError otherwise."""
-
-    watermark: float = 0.01
-
-    def __post_init__(self) -> None:
-        fraction("watermark", self.watermark)
+from superinfer_trt.sched.waiting_first import WatermarkParameters, last_token
 
 
 class SwappedFirst:
@@ -41,8 +28,8 @@ class SwappedFirst:
     rotates = True
     order = Order(waiting=arrival, rotary=last_token, running=stay_began)
 
-    def __init__(self, parameters: SwappedFirstParameters | None = None) -> None:
-        self.parameters = parameters or SwappedFirstParameters()
+    def __init__(self, parameters: WatermarkParameters | None = None) -> None:
+        self.parameters = parameters or WatermarkParameters()
         self._watermark = fraction("watermark", self.parameters.watermark)
 
     def __call__(self, view: View) -> Plan:

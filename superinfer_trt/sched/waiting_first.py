@@ -26,7 +26,7 @@ from superinfer_trt.sched.lag import THOUSAND, fraction, stay_began
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingFirstParameters:
+class WatermarkParameters:
     """`watermark`: part of HBM that an admission or a swap-in leaves free, 0 <= watermark < 1,
     rounded to thousandths. Raises ConfigError otherwise."""
 
@@ -48,8 +48,8 @@ class WaitingFirst:
     rotates = True
     order = Order(waiting=arrival, rotary=last_token, running=stay_began)
 
-    def __init__(self, parameters: WaitingFirstParameters | None = None) -> None:
-        self.parameters = parameters or WaitingFirstParameters()
+    def __init__(self, parameters: WatermarkParameters | None = None) -> None:
+        self.parameters = parameters or WatermarkParameters()
         self._watermark = fraction("watermark", self.parameters.watermark)
 
     def __call__(self, view: View) -> Plan:
