@@ -25,7 +25,7 @@ from superinfer_trt.sim.engine import SimEngine
 from superinfer_trt.sim.link import SimLink
 from superinfer_trt.sim.offload import OffloadStep
 from superinfer_trt.sim.peaks import Peaks, WatchedPolicy
-from superinfer_trt.sim.perfetto import RunTrace
+from superinfer_trt.runtime.run_trace import RunTrace
 from superinfer_trt.sim.profiles import (
     Hardware,
     ModelShape,

@@ -9,9 +9,9 @@ from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.outcome import Outcome, TokenEvent
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.request import FinishReason, Request
-from superinfer_trt.core.step import Batch, Copy, CopyDone, Direction, Landing
+from superinfer_trt.core.step import Batch, Copy, CopyDone, Direction, Landing, Row
 from superinfer_trt.core.units import Nanos, RequestId, SlotId, Ticket
-from superinfer_trt.core.view import Order, View
+from superinfer_trt.core.view import Candidate, Order, View
 
 
 class Clock(Protocol):
@@ -174,4 +174,31 @@ class Outbox(Protocol):
 
     def emit(self, events: Sequence[TokenEvent]) -> None:
         """Hands one turn's events over. Never blocks; a slow reader costs the others nothing."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears what each turn did, in the turn's own thread: what it takes is added to the turn.
+
+    Never blocks, never raises, changes nothing. All times are the injected clock's.
+    """
+
+    def planned(self, plan: Plan, start: Nanos, planned: Nanos, applied: Nanos) -> None:
+        """A plan that is not idle: decided from `start` to `planned`, its copies handed over by `applied`."""
+        ...
+
+    def stepped(self, turn: int, rows: Sequence[Row], launched: Nanos, ended: Nanos) -> None:
+        """The batch of `turn` was launched and collected, or failed."""
+        ...
+
+    def submitted(self, copies: Sequence[Copy], tickets: Sequence[Ticket], now: Nanos) -> None:
+        """Copies of one direction were taken by the link, a ticket each."""
+        ...
+
+    def landed(self, done: Sequence[CopyDone], now: Nanos) -> None:
+        """Copies are known to have ended; some may have been submitted before anybody observed."""
+        ...
+
+    def turned(self, live: Iterable[Candidate], now: Nanos) -> None:
+        """A turn that did something is over; `live` may be read until this returns."""
         ...

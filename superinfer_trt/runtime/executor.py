@@ -18,7 +18,16 @@ from superinfer_trt.core.errors import EngineFailed, InvariantViolation
 from superinfer_trt.core.outcome import Outcome, TokenEvent, Totals
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.plan import Plan
-from superinfer_trt.core.ports import Clock, Inbox, Ledger, ModelEngine, Outbox, Policy, TransferEngine
+from superinfer_trt.core.ports import (
+    Clock,
+    Inbox,
+    Ledger,
+    ModelEngine,
+    Observer,
+    Outbox,
+    Policy,
+    TransferEngine,
+)
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.step import Batch, Copy, Direction, Row
 from superinfer_trt.core.units import MILLISECOND, Nanos
@@ -49,7 +58,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Counts of one moment, for statistics."""
+    """Counts of one moment, for statistics.
+
+    Ages are nanoseconds of the one who has waited longest: since its arrival, or since its last token.
+    Urgency is the largest share of its own objective that anybody has used up (above 1: late).
+    """
 
     waiting: int
     prefill: int
@@ -61,6 +74,13 @@ class Snapshot:
     device_total: int
     host_free: int
     host_total: int
+    waiting_age: Nanos = 0
+    rotary_age: Nanos = 0
+    waiting_urgency: float = 0.0
+    rotary_urgency: float = 0.0
+    block_bytes: int = 0
+    link_out_bytes_per_s: float = 0.0  # infinite where nothing limits it
+    link_in_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +127,7 @@ class Executor:
         self._planning = _Average(0)
         self._fit = StepFit()
         self._stalled = 0
+        self._observers: tuple[Observer, ...] = ()
 
     # -- what others may ask ----------------------------------------------------------------------
 
@@ -130,10 +151,26 @@ class Executor:
         """The live records, for inspection."""
         return self._roster.live.values()
 
+    def observe(self, observer: Observer) -> None:
+        """`observer` hears every turn from the next on. One other thread may call this and `unobserve`."""
+        self._observers = (*self._observers, observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """It may hear the rest of the present turn, and no more."""
+        self._observers = tuple(one for one in self._observers if one is not observer)
+
     def snapshot(self) -> Snapshot:
         """Counts by phase and free slots; slightly torn when read from another thread."""
-        phases = [sequence.phase for sequence in list(self._roster.live.values())]
-        ledger, limits = self._parts.ledger, self._parts.limits
+        live = list(self._roster.live.values())
+        phases = [sequence.phase for sequence in live]
+        waits = [
+            (s.last_token, s.slo.ttft if s.first_token < 0 else s.slo.tbt)  # an evicted one waits as well
+            for s in live
+            if s.phase is Phase.WAITING
+        ]
+        away = [(s.last_token, s.slo.tbt) for s in live if s.phase is Phase.ROTARY]
+        parts, now = self._parts, self._parts.clock.now()
+        ledger, limits = parts.ledger, parts.limits
         return Snapshot(
             waiting=phases.count(Phase.WAITING),
             prefill=phases.count(Phase.PREFILL),
@@ -145,6 +182,13 @@ class Executor:
             device_total=limits.device_blocks,
             host_free=ledger.host_free,
             host_total=limits.host_blocks,
+            waiting_age=max((now - since for since, _ in waits), default=0),
+            rotary_age=max((now - since for since, _ in away), default=0),
+            waiting_urgency=max(((now - since) / limit for since, limit in waits), default=0.0),
+            rotary_urgency=max(((now - since) / limit for since, limit in away), default=0.0),
+            block_bytes=parts.engine.geometry.block_bytes,
+            link_out_bytes_per_s=parts.transfers.link_bytes_per_s(Direction.D2H),
+            link_in_bytes_per_s=parts.transfers.link_bytes_per_s(Direction.H2D),
         )
 
     # -- the turn ----------------------------------------------------------------------------------
@@ -163,7 +207,11 @@ class Executor:
                 self._launch(plan)
         finally:
             self._emit()
-        return plan is not None or collected
+        acted = plan is not None or collected
+        if acted:
+            for observer in self._observers:
+                observer.turned(self._roster.live.values(), self._parts.clock.now())
+        return acted
 
     def abandon(self, message: str) -> None:
         """Ends every live request as failed; for a driver that cannot go on. Touches no engine."""
@@ -204,7 +252,10 @@ class Executor:
         for copy in copies:
             self._unsent[copy.direction].append(copy)
         self._submit()
-        self.totals.apply_ns += parts.clock.now() - planned
+        applied = parts.clock.now()
+        self.totals.apply_ns += applied - planned
+        for observer in self._observers:
+            observer.planned(plan, now, planned, applied)
         return plan
 
     def _launch(self, plan: Plan | None) -> None:
@@ -248,6 +299,8 @@ class Executor:
         if outcome is not None:  # how long a failure takes says nothing of a step
             self._learn(flight, now - flight.launched)
         self.totals.step_ns += now - flight.launched
+        for observer in self._observers:
+            observer.stepped(flight.turn, flight.rows, flight.launched, now)
         live, commit, waiting = self._roster.live, parts.ledger.commit, Phase.WAITING
         for row in flight.rows:
             # An evicted request's blocks are gone already; only its token counts.
@@ -280,6 +333,9 @@ class Executor:
         for item in done:
             direction, blocks = self._ticket_blocks.pop(item.ticket)
             self._blocks_in_flight[direction] -= blocks
+        if done:
+            for observer in self._observers:
+                observer.landed(done, now)
         self._told(self._roster.land(self._parts.ledger.land(done), now))
 
     def _view(self, now: Nanos) -> View:
@@ -326,6 +382,8 @@ class Executor:
                     self._ticket_blocks[ticket] = (direction, blocks)
                     total += blocks
                 self._blocks_in_flight[direction] += total
+                for observer in self._observers:
+                    observer.submitted(copies, tickets, parts.clock.now())
                 if direction is Direction.D2H:
                     totals.link_out_blocks += total
                 else:
