@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from superinfer_trt.core.ports import Ledger, TransferEngine
 from superinfer_trt.core.step import Copy, CopyDone, CopyKind, Direction
@@ -20,12 +21,12 @@ from superinfer_trt.trtllm.upstream import StreamOrder
 SUBMIT_COPIES_MAX = 1_024
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Group:
-    """One copy with upstream's block ids."""
+    """One copy with upstream's block ids. `Final` and not frozen as in core.step: there are many a turn."""
 
-    number: Ticket
-    copy: Copy
+    number: Final[Ticket]
+    copy: Final[Copy]
 
     @property
     def device(self) -> Sequence[SlotId]:
@@ -75,28 +76,33 @@ class Crossing:
         return done
 
     def hand_over(
-        self, copies: Iterable[Copy], blocks: Mapping[RequestId, Mapping[SlotId, int]], launched: int
-    ) -> None:
-        """Takes the ledger's copies. `blocks`: upstream's block of each of the ledger's slots, by request.
-        `launched`: the newest turn whose batch is on the stream.
+        self, copies: Iterable[Copy], blocks: Mapping[SlotId, int], launched: int
+    ) -> tuple[int, int]:
+        """Takes the ledger's copies; returns how many blocks go (out, in). `blocks`: upstream's block of each
+        of the ledger's slots. `launched`: the newest turn whose batch is on the stream.
 
         A copy in waits for that batch even if its own blocks are free: a request that ended meanwhile
         may be in it still, writing into blocks that upstream has given away.
         """
+        counts = dict.fromkeys(Direction, 0)
         for copy in copies:
-            real = blocks[copy.id]
             if copy.kind is CopyKind.IN:
-                target = [real[slot] for slot in copy.target]
+                direction = Direction.H2D
+                target = [blocks[slot] for slot in copy.target]
                 own = Copy(copy.id, copy.kind, copy.source, target, launched)
             else:
-                source = [real[slot] for slot in copy.source]
+                direction = Direction.D2H
+                source = [blocks[slot] for slot in copy.source]
                 own = Copy(copy.id, copy.kind, source, copy.target, copy.after)
             number = Ticket(self._next)
             self._next += 1
             group = self._groups[number] = _Group(number, own)
-            self._unsent[own.direction].append(group)
-            self.blocks[own.direction] += len(own.source)
+            self._unsent[direction].append(group)
+            counts[direction] += len(own.source)
             self._ledger.submitted(copy, number)
+        for direction, count in counts.items():
+            self.blocks[direction] += count
+        return counts[Direction.D2H], counts[Direction.H2D]
 
     def submit(self) -> None:
         """Sends what the lanes take and no orphan forbids, in order."""
@@ -115,10 +121,11 @@ class Crossing:
 
     def _ready(self, unsent: Iterable[_Group]) -> list[_Group]:
         ready: list[_Group] = []
+        orphans = self._orphans.values()
         for group in unsent:
             if len(ready) == SUBMIT_COPIES_MAX:
                 break
-            if any(not orphan.isdisjoint(group.device) for orphan in self._orphans.values()):
+            if orphans and any(not orphan.isdisjoint(group.device) for orphan in orphans):
                 break
             ready.append(group)
         return ready

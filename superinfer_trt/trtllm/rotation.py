@@ -5,6 +5,9 @@ micro batch really took becomes fact), `collected` (tokens are on the host), and
 ended. Policy, roster and ledger are those of the embedded executor: the plan that is applied is the policy's,
 cut down to the batch that upstream made of it, with upstream's chunk lengths.
 
+Upstream's list of active requests is not walked: who is new is at its end, who has to be left out was in the
+last batch. Once in WALKED_TURNS turns it is, and whenever its length is not the count of those known here.
+
 Rotation is an omission: a request that is away stays in upstream's list of active requests, in its state
 and with its sequence slot, only its sequence of blocks is gone. Why so: docs/adr/0009. Knows no CUDA,
 no torch and no name of tensorrt_llm. One thread: the loop's.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from superinfer_trt.core.check import check_plan
@@ -35,6 +38,10 @@ from superinfer_trt.trtllm.agreement import Agreement, Alone, Sample
 from superinfer_trt.trtllm.crossing import Crossing
 from superinfer_trt.trtllm.slo import ServiceTerms
 from superinfer_trt.trtllm.upstream import CacheImpl, StateValues, StreamOrder, UpstreamBatch, UpstreamRequest
+
+WALKED_TURNS = 16
+"""Once in so many turns the whole list of active requests is looked at, and the whole plan is checked. In the
+others its moves are when they are planned, and its decodes when they are batched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +68,11 @@ class RotationParts:
 class _Flight:
     """A batch that upstream has launched: who is in it, and how many tokens of KV each has after it."""
 
-    turn: int
+    batch: UpstreamBatch
     ids: frozenset[int]
-    rows: list[tuple[Record, int, bool]]  # (record, tokens, whether it brings a token)
+    chunks: list[tuple[Record, int, bool]]  # (record, tokens, whether it brings a token)
+    decodes: list[Record]
+    tokens: list[int]  # of each that decodes
 
 
 class Rotation:
@@ -81,6 +90,9 @@ class Rotation:
         self._marked = -1
         self._plan = Plan(turn=0, now=0)  # of this turn
         self._planned: set[RequestId] = set()  # who may be in its batch
+        self._batched: set[RequestId] = set()  # who was in the newest batch: these have an index in it
+        self._ending: set[RequestId] = set()  # whose last token has been planned
+        self._strangers: list[UpstreamRequest] = []  # active ones that are none of ours
         self._flights: deque[_Flight] = deque()
         self._collected: list[_Flight] = []  # since the last sample
         self._seen = Sample(now=0)
@@ -100,20 +112,20 @@ class Rotation:
         """Plans one turn over upstream's active requests, moves who is to move, and returns those that
         may be batched, decodes first. Raises InvariantViolation (a bug, or an upstream that keeps other
         books), TransferFailed."""
+        if self._launched != self._turn:
+            self._leave_out(self._batched)  # the turn before came to no batch: all have skipped one
         self._turn += 1
         self._observe()
         self._arrive(active)
         view = self._view()
-        plan = check_plan(self.parts.policy(view), view)
-        if plan.evict or plan.reject:
-            raise InvariantViolation(f"a policy that rotates does not evict or reject here: {plan.line()}")
+        plan = self._checked(self.parts.policy(view), view)
         if not plan.idle:
             self.totals.turns += 1
             self.trace.plan(plan)
         self.parts.agreement.planned(plan.turn, plan.line)
         self._plan = plan
         self._move(plan)
-        return self._fitting(plan, active)
+        return self._fitting(plan)
 
     def batched(self, batch: UpstreamBatch) -> None:
         """Upstream is about to launch this batch: what it holds of the plan is applied now. Called
@@ -126,30 +138,37 @@ class Rotation:
                 chunks.append(Chunk(id, request.context_current_position, request.context_chunk_size))
                 if live[id].phase is Phase.WAITING:
                     admitted.append(id)
-        decoding = [self._expect(r) for r in batch.generation_requests if not r.is_dummy]
         actual = Plan(
-            plan.turn, plan.now, admit=tuple(admitted), prefill=tuple(chunks), decode=tuple(decoding)
+            plan.turn,
+            plan.now,
+            admit=tuple(admitted),
+            prefill=tuple(chunks),
+            decode=self._decoding(batch.generation_requests),
         )
-        self._check_batch(actual)
-        if len(decoding) < len(plan.decode):
-            for id in set(plan.decode).difference(decoding):
-                self._leave_out(self._requests[id])
+        self._check_chunks(actual)
+        records = [live[id] for id in actual.decode]
+        self._check_decodes(records)
         self.parts.ledger.apply(actual)
         self._roster.enter(actual, plan.now)
-        self._launch(actual)
+        self._launch(actual, records, batch)
 
     def collected(self, batch: UpstreamBatch) -> None:
         """The tokens of this batch are on the host; they count from the next turn on."""
-        everyone = (*batch.context_requests, *batch.generation_requests)
-        ids = {request.py_request_id for request in everyone if not request.is_dummy}
+        ids: frozenset[int] | None = None
         while self._flights:
             flight = self._flights.popleft()
-            if flight.ids == ids:
+            if flight.batch is not batch and ids is None:  # another object may hold the same requests
+                everyone = (*batch.context_requests, *batch.generation_requests)
+                ids = frozenset([request.py_request_id for request in everyone if not request.is_dummy])
+            if flight.batch is batch or flight.ids == ids:
                 self._collected.append(flight)
                 return
-            if any(record.id in self._roster.live for record, _, _ in flight.rows):
+            if any(id in self._roster.live for id in flight.ids):
                 break  # a batch may be passed over only when it failed and all its requests with it
-        raise InvariantViolation(f"upstream has collected a batch of {sorted(ids)[:8]} that is not under way")
+        raise InvariantViolation(
+            f"upstream has collected a batch of {len(batch.generation_requests)} "
+            f"decodes and {len(batch.context_requests)} chunks that is not under way"
+        )
 
     def freed(self, request: UpstreamRequest) -> None:
         """Upstream takes everything back from a request: it ended, in whatever phase. Never waits."""
@@ -163,6 +182,8 @@ class Rotation:
             pass  # clients are told by upstream
         self._crossing.abandon(id)
         self.parts.ledger.release(id)
+        self._batched.discard(id)
+        self._ending.discard(id)
         del self._requests[id]
 
     # -- what has happened -------------------------------------------------------------------------
@@ -199,17 +220,19 @@ class Rotation:
             self._work = (0, 0, 0)
 
     def _commit(self) -> None:
-        live, commit, now = self._roster.live, self.parts.ledger.commit, self._now
+        commit, now, finished = self.parts.ledger.commit, self._now, Phase.FINISHED
         for flight in self._collected:
-            for record, tokens, sampled in flight.rows:
-                if live.get(record.id) is not record:
-                    continue
-                commit(record.id, tokens)
-                if sampled:
-                    self.totals.output_tokens += 1
+            for record, tokens, sampled in flight.chunks:
+                if record.phase is not finished:
+                    commit(record.id, tokens)
+                    if sampled:
+                        self.totals.output_tokens += 1
+                        record.first_token = record.last_token = now
+            for record, tokens in zip(flight.decodes, flight.tokens, strict=True):
+                if record.phase is not finished:
+                    commit(record.id, tokens)
                     record.last_token = now
-                    if record.first_token < 0:
-                        record.first_token = now
+            self.totals.output_tokens += len(flight.decodes)
         self._collected.clear()
 
     def _land(self) -> None:
@@ -223,32 +246,51 @@ class Rotation:
             raise TransferFailed(f"request {event.id}: {reason}")
 
     def _arrive(self, active: Sequence[UpstreamRequest]) -> None:
-        known, states = self._requests, self.parts.states
-        for request in active:
+        """Upstream appends whom it takes in: the new ones are at the end."""
+        known, arrived = self._requests, []
+        for request in reversed(active):
             if request.py_request_id in known:
-                continue
-            if request.is_dummy or request.state_value != states.context_init:
-                continue
-            id = RequestId(request.py_request_id)
-            known[id] = request
-            terms = self.parts.terms.of(request, self._now)
-            output = min(request.py_max_new_tokens, self.parts.sequence_tokens_max - request.prompt_len)
-            record = self._roster.arrive(
-                Request(
-                    id=id,
-                    prompt=(0,) * request.prompt_len,  # only its length matters here
-                    sampling=Sampling(max_tokens=max(1, output)),
-                    slo=terms.slo,
-                    arrival=terms.arrival,
-                    tenant=terms.tenant,
-                )
+                break
+            arrived.append(request)
+        for request in reversed(arrived):
+            self._welcome(request)
+        if len(known) != len(active) or self._turn % WALKED_TURNS == 0:
+            self._walk(active)
+
+    def _walk(self, active: Iterable[UpstreamRequest]) -> None:
+        """All of them: who came in elsewhere, who is none of ours, and who is gone without a word."""
+        known, here = self._requests, set()
+        self._strangers = []
+        for request in active:
+            id = request.py_request_id
+            if id not in known:
+                self._welcome(request)
+                if id not in known:
+                    self._strangers.append(request)
+            here.add(id)
+        for id in [id for id in known if id not in here]:
+            self.freed(known[id])
+
+    def _welcome(self, request: UpstreamRequest) -> None:
+        """A new request waits from now on, unless it is a dummy or one that is under way already."""
+        if request.is_dummy or request.state_value != self.parts.states.context_init:
+            return
+        id = RequestId(request.py_request_id)
+        terms = self.parts.terms.of(request, self._now)
+        output = min(request.py_max_new_tokens, self.parts.sequence_tokens_max - request.prompt_len)
+        record = self._roster.arrive(
+            Request(
+                id=id,
+                prompt=(0,) * request.prompt_len,  # only its length matters here
+                sampling=Sampling(max_tokens=max(1, output)),
+                slo=terms.slo,
+                arrival=terms.arrival,
+                tenant=terms.tenant,
             )
-            self.parts.ledger.open(id, record)
-            self.totals.accepted += 1
-        if len(known) > len(active):
-            here = {request.py_request_id for request in active}
-            for id in [id for id in known if id not in here]:
-                self.freed(known[id])
+        )
+        self._requests[id] = request
+        self.parts.ledger.open(id, record)
+        self.totals.accepted += 1
 
     # -- what is decided ---------------------------------------------------------------------------
 
@@ -262,6 +304,23 @@ class Rotation:
             )
         out_blocks, in_blocks = self._allowance(Direction.D2H), self._allowance(Direction.H2D)
         return self._roster.view(self._turn, self._now, ledger, out_blocks, in_blocks, self._fit.forecast)
+
+    def _checked(self, plan: Plan, view: View) -> Plan:
+        """Raises InvariantViolation. Decodes are named apart from the moves and counted here; that each may
+        run is seen when it is batched."""
+        if plan.evict or plan.reject:
+            raise InvariantViolation(f"a policy that rotates does not evict or reject here: {plan.line()}")
+        decodes, limits = len(plan.decode), view.limits
+        whole = plan.turn % WALKED_TURNS == 0
+        check_plan(plan if whole else replace(plan, decode=()), view)
+        chosen = self._planned = {*plan.decode, *[chunk.id for chunk in plan.prefill]}
+        rows = decodes + len(plan.prefill)
+        tokens = decodes + sum([chunk.length for chunk in plan.prefill])
+        if rows > limits.seats or tokens > limits.step_tokens:
+            raise InvariantViolation(f"plan has {rows} rows and {tokens} tokens: {plan.line()}")
+        if len(chosen) < rows or not chosen.isdisjoint((*plan.rotate_out, *plan.rotate_in)):
+            raise InvariantViolation(f"plan names a request twice: {plan.line()}")
+        return plan
 
     def _allowance(self, direction: Direction) -> int:
         """Blocks that cross behind one step, less those on their way; at least one while nothing is.
@@ -285,14 +344,12 @@ class Rotation:
             self._roster.enter(moves, plan.now)
             for id in moves.rotate_in:
                 self._return_to_cache(id)
-            movers = {copy.id for copy in copies}
-            blocks = {id: self._blocks(id) for id in movers}
-            self._crossing.hand_over(copies, blocks, self._launched)
-            for copy in copies:
-                if copy.direction is Direction.D2H:
-                    self.totals.link_out_blocks += len(copy.source)
-                else:
-                    self.totals.link_in_blocks += len(copy.source)
+            blocks: dict[int, int] = {}
+            for id in {copy.id for copy in copies}:
+                blocks.update(self._blocks(id))
+            out_blocks, in_blocks = self._crossing.hand_over(copies, blocks, self._launched)
+            self.totals.link_out_blocks += out_blocks
+            self.totals.link_in_blocks += in_blocks
         self._crossing.submit()
 
     def _return_to_cache(self, id: RequestId) -> None:
@@ -305,38 +362,34 @@ class Rotation:
             )
         self.parts.cache.add_sequence(id, record.computed_tokens, 1)
 
-    def _blocks(self, id: RequestId) -> dict[int, int]:
+    def _blocks(self, id: RequestId) -> Iterable[tuple[int, int]]:
+        """(the ledger's slot, upstream's block) of a request."""
         slots = self.parts.ledger.slots(id)
         (ids,) = self.parts.cache.get_cache_block_ids(id, self.parts.window_tokens)
         if len(ids) != len(slots):
             raise InvariantViolation(
                 f"request {id} has {len(ids)} blocks in the KV cache, {len(slots)} counted"
             )
-        return dict(zip(slots, ids, strict=True))
+        return zip(slots, ids, strict=True)
 
-    def _fitting(self, plan: Plan, active: Iterable[UpstreamRequest]) -> list[UpstreamRequest]:
-        """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list."""
-        requests, states, leave_out = self._requests, self.parts.states, self._leave_out
-        ids = [*plan.decode, *(chunk.id for chunk in plan.prefill)]
-        chosen = self._planned = set(ids)
-        waiting, completing = states.context_init, states.generation_to_complete
-        passing = []
-        for request in active:
-            id = request.py_request_id
-            if id in chosen:
-                continue
-            state = request.state_value
-            if state >= completing or id not in requests:
-                passing.append(request)  # those whose last token is on its way, and dummies
-            elif state != waiting or request.context_current_position:
-                leave_out(request)
-        return [*passing, *(requests[id] for id in ids)]
+    def _fitting(self, plan: Plan) -> list[UpstreamRequest]:
+        """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list. Those whose
+        last token is on its way pass, and strangers."""
+        requests, completing = self._requests, self.parts.states.generation_to_complete
+        self._leave_out(self._batched - self._planned)
+        ending = [requests[id] for id in sorted(self._ending - self._planned)]
+        fitting = [request for request in ending if request.state_value >= completing]
+        fitting += self._strangers
+        fitting += [requests[id] for id in plan.decode]
+        fitting += [requests[chunk.id] for chunk in plan.prefill]
+        return fitting
 
-    @staticmethod
-    def _leave_out(request: UpstreamRequest) -> None:
+    def _leave_out(self, ids: Iterable[RequestId]) -> None:
         """Who skips a batch reads its next input token from the host; with the index of its last batch
         upstream would read a stale one and count one position too many."""
-        request.py_batch_idx = None
+        requests = self._requests
+        for id in ids:
+            requests[id].py_batch_idx = None
 
     # -- the batch ---------------------------------------------------------------------------------
 
@@ -346,8 +399,17 @@ class Rotation:
             raise InvariantViolation(f"upstream batches {id}, which was left out: {self._plan.line()}")
         return cast("RequestId", id)
 
-    def _check_batch(self, actual: Plan) -> None:
-        """Upstream may take less than was planned, and other chunks, but not more blocks or tokens."""
+    def _decoding(self, generation: Sequence[UpstreamRequest]) -> tuple[RequestId, ...]:
+        """Those of the plan's decodes that upstream has taken; the others are left out."""
+        plan = self._plan
+        if {request.py_request_id for request in generation} == set(plan.decode):
+            return plan.decode
+        taken = {self._expect(request) for request in generation if not request.is_dummy}
+        self._leave_out(id for id in plan.decode if id not in taken)
+        return tuple(id for id in plan.decode if id in taken)
+
+    def _check_chunks(self, actual: Plan) -> None:
+        """Upstream may take other chunks than were planned, but in order and not more blocks."""
         live, ledger = self._roster.live, self.parts.ledger
         for chunk in actual.prefill:
             record = live[chunk.id]
@@ -357,24 +419,33 @@ class Rotation:
                 raise InvariantViolation(
                     f"chunk of {chunk.id}: {chunk.start}+{chunk.length}, {record.computed_tokens} counted"
                 )
-        block_tokens = self.parts.limits.block_tokens
         taken = sum(live[id].total_blocks for id in actual.admit)
-        taken += sum(
-            live[id].computed_tokens >= live[id].device_blocks * block_tokens for id in actual.decode
-        )
         if taken > ledger.device_free:
             raise InvariantViolation(f"the batch takes {taken} blocks > {ledger.device_free} free")
 
-    def _launch(self, actual: Plan) -> None:
-        live = self._roster.live
-        chunks, decoding = actual.prefill, actual.decode
+    def _check_decodes(self, records: Iterable[Record]) -> None:
+        """Each may run. The block that one may need the ledger refuses by itself."""
+        decode, ending = Phase.DECODE, self._ending
+        for record in records:
+            remaining = record.remaining_tokens
+            if record.phase is not decode or remaining <= 1:
+                if record.phase is not decode or remaining <= 0:
+                    raise InvariantViolation(
+                        f"decode of {record.id}, which is {record.phase.value} with {remaining} tokens left"
+                    )
+                ending.add(record.id)
+
+    def _launch(self, actual: Plan, decodes: list[Record], batch: UpstreamBatch) -> None:
+        """The batch is a fact: `decodes` are its records, counts have moved."""
+        live, chunks = self._roster.live, actual.prefill
         rows = [(live[c.id], c.start + c.length, live[c.id].phase is Phase.DECODE) for c in chunks]
-        rows += [(live[id], live[id].computed_tokens, True) for id in decoding]
-        ids = frozenset(record.id for record, _, _ in rows)
-        self._flights.append(_Flight(actual.turn, ids, rows))
+        self._ending.update([one.id for one, _, sampled in rows if sampled and not one.remaining_tokens])
+        tokens = [record.computed_tokens for record in decodes]
+        self._batched = {*actual.decode, *[chunk.id for chunk in chunks]}
+        self._flights.append(_Flight(batch, frozenset(self._batched), rows, decodes, tokens))
         self._launched = actual.turn
         self.totals.batches += 1
-        prefill_tokens = sum(chunk.length for chunk in chunks)
-        self.totals.step_tokens += prefill_tokens + len(decoding)
-        context = sum(c.start for c in chunks) + sum(live[id].computed_tokens - 1 for id in decoding)
-        self._work = (len(rows), prefill_tokens, context)
+        prefill_tokens = sum([chunk.length for chunk in chunks])
+        self.totals.step_tokens += prefill_tokens + len(decodes)
+        context = sum([c.start for c in chunks]) + sum(tokens) - len(tokens)
+        self._work = (len(rows) + len(decodes), prefill_tokens, context)
