@@ -55,6 +55,7 @@ class Turns:
         self.model: ModelConfig | None = None
         self.limits = Limits(512, streams, 16, 1 << 20, 0)
         self.vocabulary, self.context_tokens_max = 32_000, 1 << 20
+        self.supports: frozenset[str] = frozenset()
         self.engine, self.policy = "echo", "none"
         self.executor = self.driver = self
         self.alive = True

@@ -82,6 +82,7 @@ class NoEngine:
     geometry = Geometry(64, 8, 128, 2, BLOCK_TOKENS)
     vocabulary = 32_000
     context_tokens_max = 1 << 20
+    supports: frozenset[str] = frozenset()
 
     def __init__(self, clock: JumpingClock, step_ns: Nanos) -> None:
         self._clock = clock

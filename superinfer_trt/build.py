@@ -48,6 +48,7 @@ class Service:
     limits: Limits
     vocabulary: int
     context_tokens_max: int
+    supports: frozenset[str]
     engine: str
     policy: str
     _stack: ExitStack = field(repr=False)
@@ -102,6 +103,7 @@ def build_service(config: Config, outbox: Outbox) -> Service:
             limits=limits,
             vocabulary=world.engine.vocabulary,
             context_tokens_max=world.engine.context_tokens_max,
+            supports=world.engine.supports,
             engine=config.engine.name,
             policy=policy.name,
             _stack=stack.pop_all(),

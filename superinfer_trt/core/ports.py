@@ -137,6 +137,10 @@ class ModelEngine(Protocol):
     def vocabulary(self) -> int: ...
     @property
     def context_tokens_max(self) -> int: ...
+    @property
+    def supports(self) -> frozenset[str]:
+        """What of core.request.OPTIONAL_SAMPLING it can do; the rest is refused at the door, by name."""
+        ...
 
     def launch(self, batch: Batch) -> None:
         """Starts the batch; returns before it has ended where the engine can."""

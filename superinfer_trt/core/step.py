@@ -77,6 +77,8 @@ class Row:
     `tokens` are the ids at positions start .. start + len(tokens) - 1, whose KV this step writes;
     `slots` are device slots that cover positions 0 .. start + len(tokens) - 1, in order.
     `sample`: whether the last position yields a token, which will be output number `index`.
+    `history`: all start + len(tokens) ids so far, of which the last `index` are output; only of rows that
+    sample with penalties (Sampling.penalised), and only to be read before `launch` returns.
     """
 
     id: Final[RequestId]
@@ -86,6 +88,7 @@ class Row:
     sample: Final[bool]
     index: Final[int]
     sampling: Final[Sampling]
+    history: Final[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,15 @@ from superinfer_trt.core.outcome import Outcome, Sampled
 from superinfer_trt.core.ports import Clock
 from superinfer_trt.core.step import Batch
 from superinfer_trt.core.units import Nanos, RequestId
-from superinfer_trt.engine.token_hash import Recent, check_batch, is_last, sample, starts_off, states
+from superinfer_trt.engine.token_hash import (
+    HASHED_SAMPLING,
+    Recent,
+    check_batch,
+    is_last,
+    sample,
+    starts_off,
+    states,
+)
 
 Cost = Callable[[Batch], Nanos]
 
@@ -122,6 +130,11 @@ class ModelledEngine:
     def context_tokens_max(self) -> int:
         """Positions of one request are below it."""
         return self._context_tokens_max
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """Made-up tokens have no logits to take a penalty from."""
+        return HASHED_SAMPLING
 
     def launch(self, batch: Batch) -> None:
         """Returns at once; the batch ends `cost(batch)` nanoseconds from now."""

@@ -10,9 +10,9 @@ thread; the step runs on the engine's own threads and collect() waits without th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from superinfer_trt.core.errors import ConfigError, EngineFailed
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.model import ModelConfig, Weights
 from superinfer_trt.core.outcome import Outcome, Sampled
+from superinfer_trt.core.request import OPTIONAL_SAMPLING
 from superinfer_trt.core.step import Batch, Row
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.engine.native_load import load_weights
@@ -94,6 +95,10 @@ class NativeEngine:
     @property
     def context_tokens_max(self) -> int:
         return self._config.context_tokens_max
+
+    @property
+    def supports(self) -> frozenset[str]:
+        return OPTIONAL_SAMPLING
 
     @property
     def kernels(self) -> str:
@@ -191,18 +196,43 @@ def _flat(parts: Iterable[Iterable[int]], count: int) -> NDArray[np.int32]:
     return np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=count)
 
 
-def _arrays(
-    rows: tuple[Row, ...],
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.float64], NDArray[np.uint64]]:
-    """What the native launch() takes: tokens, slots, [start, count, slots, sample, top_k, index,
-    logprobs], [temperature, top_p], seeds."""
+def _joined(parts: list[Sequence[int]]) -> NDArray[np.int32]:
+    """One after the other; parts with a buffer (the roster's histories) are copied as memory."""
+    if not parts:
+        return np.empty(0, dtype=np.int32)
+    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+
+
+_Arrays: TypeAlias = tuple[
+    "NDArray[np.int32]",
+    "NDArray[np.int32]",
+    "NDArray[np.int64]",
+    "NDArray[np.float64]",
+    "NDArray[np.uint64]",
+    "NDArray[np.int32]",
+    "NDArray[np.int32]",
+]
+
+
+def _arrays(rows: tuple[Row, ...]) -> _Arrays:
+    """What the native launch() takes: tokens, slots, [start, count, slots, sample, top_k, index, logprobs,
+    history, forbidden], [temperature, top_p, min_p, repetition, presence, frequency], seeds, history and
+    forbidden ids."""
     tokens = _flat((row.tokens for row in rows), sum(len(row.tokens) for row in rows))
     slots = _flat((row.slots for row in rows), sum(len(row.slots) for row in rows))
-    table = np.empty((len(rows), 7), dtype=np.int64)
-    reals = np.empty((len(rows), 2), dtype=np.float64)
+    table = np.empty((len(rows), 9), dtype=np.int64)
+    reals = np.empty((len(rows), 6), dtype=np.float64)
     seeds = np.empty(len(rows), dtype=np.uint64)
+    histories: list[Sequence[int]] = []
+    forbidden: list[Sequence[int]] = []
     for i, row in enumerate(rows):
         how = row.sampling
+        seen = row.history if row.sample else ()
+        if seen:
+            histories.append(seen)
+        stops = how.forbidden(row.index) if row.sample else ()
+        if stops:
+            forbidden.append(sorted(stops))
         table[i] = (
             row.start,
             len(row.tokens),
@@ -211,7 +241,16 @@ def _arrays(
             how.top_k,
             row.index,
             how.logprobs,
+            len(seen),
+            len(stops),
         )
-        reals[i] = (how.temperature, how.top_p)
+        reals[i] = (
+            how.temperature,
+            how.top_p,
+            how.min_p,
+            how.repetition_penalty,
+            how.presence_penalty,
+            how.frequency_penalty,
+        )
         seeds[i] = how.seed
-    return tokens, slots, table, reals, seeds
+    return tokens, slots, table, reals, seeds, _joined(histories), _joined(forbidden)

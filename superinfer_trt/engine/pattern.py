@@ -22,6 +22,7 @@ from superinfer_trt.core.outcome import Outcome, Sampled
 from superinfer_trt.core.step import Batch, Row
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.engine.token_hash import (
+    HASHED_SAMPLING,
     Recent,
     Words,
     check_batch,
@@ -103,6 +104,11 @@ class PatternEngine:
     def context_tokens_max(self) -> int:
         """Positions of one request are below it."""
         return self._context_tokens_max
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """Made-up tokens have no logits to take a penalty from."""
+        return HASHED_SAMPLING
 
     def launch(self, batch: Batch) -> None:
         """Verifies the history of all rows; what is wrong is raised by `collect`."""

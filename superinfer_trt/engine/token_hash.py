@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,6 +29,9 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the finaliser of spl
 _MASK = (1 << 64) - 1
 CANDIDATES_MAX = 64
 """Tokens that can be sampled at one position; the next would have a probability below 2^-64."""
+
+HASHED_SAMPLING = frozenset({"min_p", "min_tokens"})
+"""What of core.request.OPTIONAL_SAMPLING `sample` knows."""
 
 
 def mix(values: Words) -> Words:
@@ -55,30 +59,38 @@ def sample(state: int, sampling: Sampling, index: int, vocabulary: int) -> Sampl
     """Output token `index` after a chain that ends in `state`.
 
     The made-up model knows a first, second, ... likeliest token with probabilities 1/2, 1/4, ...;
-    temperature, top-k and top-p cut and bend that as they do any distribution.
+    min_tokens, temperature, min_p, top-k and top-p cut and bend that as they do any distribution.
     """
     first = _mix_one(state ^ _STRIDE) % vocabulary
     count = min(CANDIDATES_MAX, vocabulary)
+    forbidden = sampling.forbidden(index)
+    # The places in the order of likelihood that may be chosen, lowest first.
+    places: Sequence[int] = range(count)
+    if forbidden:
+        allowed = (p for p in range(vocabulary) if (first + p) % vocabulary not in forbidden)
+        places = list(islice(allowed, count))
     rank = 0
     if sampling.temperature > 0:
-        kept = min(count, sampling.top_k) if sampling.top_k else count
-        weights = [2.0 ** (-place / sampling.temperature) for place in range(kept)]
+        kept = min(len(places), sampling.top_k) if sampling.top_k else len(places)
+        weights = [2.0 ** ((places[0] - place) / sampling.temperature) for place in places[:kept]]
+        least = sampling.min_p * weights[0]
+        weights = [weight for weight in weights if weight >= least]
         kept_mass, total, chosen = 0.0, sum(weights), 0
-        while chosen < kept and (not chosen or kept_mass < sampling.top_p * total):
+        while chosen < len(weights) and (not chosen or kept_mass < sampling.top_p * total):
             kept_mass += weights[chosen]
             chosen += 1
         left = _mix_one(_mix_one(sampling.seed) + index * _STRIDE) / 2.0**64 * kept_mass
         while rank + 1 < chosen and left >= weights[rank]:
             left -= weights[rank]
             rank += 1
-    token = (first + rank) % vocabulary
+    place = places[rank]
+    token = (first + place) % vocabulary
     if sampling.logprobs < 0:
         return Sampled(token)
     top = tuple(
-        ((first + place) % vocabulary, -(place + 1) * math.log(2.0))
-        for place in range(min(sampling.logprobs, count))
+        ((first + at) % vocabulary, -(at + 1) * math.log(2.0)) for at in range(min(sampling.logprobs, count))
     )
-    return Sampled(token, -(rank + 1) * math.log(2.0), top)
+    return Sampled(token, -(place + 1) * math.log(2.0), top)
 
 
 def check_batch(batch: Batch, vocabulary: int, context_tokens_max: int, block_tokens: int) -> None:
@@ -97,6 +109,8 @@ def check_batch(batch: Batch, vocabulary: int, context_tokens_max: int, block_to
             raise EngineFailed(f"request {row.id}: {len(row.slots)} slots do not cover {stop} positions")
         if min(row.tokens) < 0 or max(row.tokens) >= vocabulary:
             raise EngineFailed(f"request {row.id}: a token id is outside 0 .. {vocabulary - 1}")
+        if len(row.sampling.forbidden(row.index)) >= vocabulary:
+            raise EngineFailed(f"request {row.id}: no token is left that is not a stop id")
 
 
 def starts_off(row: Row, known: int) -> EngineFailed:

@@ -205,16 +205,16 @@ class Roster:
                 start, stop = chunk.start, chunk.start + chunk.length
                 tokens, last = sequence.tokens(start, stop), stop == sequence.target_tokens
                 count, sampling = len(sequence.output), sequence.request.sampling
-                rows.append(Row(chunk.id, start, tokens, slots(chunk.id), last, count, sampling))
+                seen = sequence.history() if last and sequence.seen is not None else ()
+                rows.append(Row(chunk.id, start, tokens, slots(chunk.id), last, count, sampling, seen))
         for id in plan.decode:
             sequence = live.get(id)
             if sequence is not None:
                 sequence.in_air = True
                 start, output = sequence.computed_tokens - 1, sequence.output
                 # All before it has been collected: it reads the newest token. Positional: half the time.
-                rows.append(
-                    Row(id, start, output[-1:], slots(id), True, len(output), sequence.request.sampling)
-                )
+                row = (id, start, output[-1:], slots(id), True, len(output), sequence.request.sampling)
+                rows.append(Row(*row) if sequence.seen is None else Row(*row, sequence.history()))
         return rows
 
     def commit(self, rows: Iterable[Row], outcome: Outcome, now: Nanos) -> list[TokenEvent]:

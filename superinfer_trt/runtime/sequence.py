@@ -6,6 +6,7 @@ air; `output` holds only what was collected. Not thread-safe.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ class Sequence:
     in_air: bool = False  # a row of the batch that was launched and not collected
     ending: FinishReason | None = None  # asked to end; happens when no batch reads it any more
     output: list[int] = field(default_factory=list)
+    seen: array[int] | None = None  # of a penalised request: prompt and output, as memory (`history`)
 
     @classmethod
     def of(cls, request: Request, block_tokens: int) -> Sequence:
@@ -66,6 +68,7 @@ class Sequence:
             # The KV of the last token made is never written.
             max_blocks=div_ceil(prompt + limit - 1, block_tokens),
             last_token=request.arrival,
+            seen=array("i", request.prompt) if request.sampling.penalised else None,
         )
 
     def move(self, phase: Phase) -> None:
@@ -81,6 +84,12 @@ class Sequence:
         if stop <= len(prompt):
             return prompt[start:stop]
         return [*prompt[start:], *self.output[: stop - len(prompt)]]
+
+    def history(self) -> Seq[int]:
+        """Row.history: ids of prompt and output so far; O(new tokens). Only where `seen` is kept."""
+        assert self.seen is not None
+        self.seen.extend(self.output[len(self.seen) - len(self.request.prompt) :])
+        return self.seen
 
     def plan_chunk(self, length: int) -> None:
         """Counts a prefill chunk as if it were done; the last one yields a token."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.model import Tokenizer
-from superinfer_trt.core.request import Request, Sampling
+from superinfer_trt.core.request import OPTIONAL_SAMPLING, Request, Sampling
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, Nanos, RequestId
 from superinfer_trt.serve.pb import executor_pb2 as pb
@@ -29,6 +29,8 @@ STOP_IDS_MAX = 64
 STOP_STRINGS_MAX = 16
 STOP_STRING_CHARS_MAX = 256
 LOGPROBS_MAX = 20
+REPETITION_MAX = 100.0
+PENALTY_MAX = 2.0  # of presence and frequency, either sign
 SLO_MS_MAX = 86_400_000.0
 _MASK64 = (1 << 64) - 1
 
@@ -38,7 +40,8 @@ class Bounds:
     """What this server can serve; constant while it lives.
 
     `pool_tokens_max`: tokens that the HBM pool holds, prompt and output together. `seed`: where the
-    seeds of requests that bring none come from.
+    seeds of requests that bring none come from. `supports`: what of core.request.OPTIONAL_SAMPLING the
+    engine can do; the rest is refused by name.
     """
 
     vocabulary: int
@@ -48,6 +51,7 @@ class Bounds:
     default_slo: Slo = field(default_factory=Slo)
     model_stop_ids: frozenset[int] = frozenset()
     seed: int = 0
+    supports: frozenset[str] = OPTIONAL_SAMPLING
 
     @property
     def request_tokens_max(self) -> int:
@@ -250,15 +254,13 @@ def _stop_strings(message: pb.Sampling, tokenizer: Tokenizer | None) -> tuple[st
 
 
 def _check_sampling(message: pb.Sampling, bounds: Bounds) -> None:
-    for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"):
-        if name in {one.name for one, _ in message.ListFields()}:
-            raise _refuse(RefusalCode.UNSUPPORTED, f"sampling.{name}", "this engine cannot do it")
     if not (0 <= message.temperature <= TEMPERATURE_MAX):  # false for NaN too
         raise _invalid(
             "sampling.temperature", f"must be 0 to {TEMPERATURE_MAX:.0f}, not {message.temperature}"
         )
     if message.HasField("top_p") and not (0 < message.top_p <= 1):
         raise _invalid("sampling.top_p", f"must be above 0 and at most 1, not {message.top_p}")
+    _check_optional(message, bounds)
     if len(message.stop_token_ids) > STOP_IDS_MAX:
         raise _refuse(
             RefusalCode.TOO_LARGE,
@@ -276,6 +278,37 @@ def _check_sampling(message: pb.Sampling, bounds: Bounds) -> None:
             "sampling.logprobs",
             f"must be at most {min(LOGPROBS_MAX, bounds.vocabulary)}, not {message.logprobs}",
         )
+
+
+def _check_optional(message: pb.Sampling, bounds: Bounds) -> None:
+    """What not every engine can do; a value that changes nothing is always taken."""
+    if not (0 <= message.min_p <= 1):  # false for NaN too
+        raise _invalid("sampling.min_p", f"must be 0 to 1, not {message.min_p}")
+    repetition = _repetition(message)
+    if not (0 < repetition <= REPETITION_MAX):
+        raise _invalid(
+            "sampling.repetition_penalty",
+            f"must be above 0 and at most {REPETITION_MAX:.0f}, not {repetition}",
+        )
+    for name, value in (("presence", message.presence_penalty), ("frequency", message.frequency_penalty)):
+        if not (-PENALTY_MAX <= value <= PENALTY_MAX):
+            raise _invalid(
+                f"sampling.{name}_penalty", f"must be -{PENALTY_MAX:.0f} to {PENALTY_MAX:.0f}, not {value}"
+            )
+    asked = (
+        ("min_p", message.min_p > 0),
+        ("repetition_penalty", repetition != 1),
+        ("presence_penalty", message.presence_penalty != 0),
+        ("frequency_penalty", message.frequency_penalty != 0),
+        ("min_tokens", message.min_tokens > 0),
+    )
+    for name, is_asked in asked:
+        if is_asked and name not in bounds.supports:
+            raise _refuse(RefusalCode.UNSUPPORTED, f"sampling.{name}", "this engine cannot do it")
+
+
+def _repetition(message: pb.Sampling) -> float:
+    return message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
 
 
 def _max_tokens(message: pb.Sampling, source: str, prompt_tokens: int, bounds: Bounds) -> int:
@@ -300,7 +333,13 @@ def _max_tokens(message: pb.Sampling, source: str, prompt_tokens: int, bounds: B
 def _sampling(message: pb.Sampling, max_tokens: int, id: RequestId, bounds: Bounds) -> Sampling:
     stop_ids = frozenset(message.stop_token_ids)
     if not message.ignore_eos:
-        stop_ids |= bounds.model_stop_ids
+        stop_ids |= {token for token in bounds.model_stop_ids if token < bounds.vocabulary}
+    if message.min_tokens > max_tokens:
+        raise _invalid(
+            "sampling.min_tokens", f"must be at most max_tokens ({max_tokens}), not {message.min_tokens}"
+        )
+    if message.min_tokens and len(stop_ids) >= bounds.vocabulary:
+        raise _invalid("sampling.min_tokens", "every token is a stop id, so none could be made")
     return Sampling(
         max_tokens=max_tokens,
         temperature=message.temperature if message.temperature >= TEMPERATURE_MIN else 0.0,
@@ -309,4 +348,9 @@ def _sampling(message: pb.Sampling, max_tokens: int, id: RequestId, bounds: Boun
         seed=message.seed if message.HasField("seed") else seed_of(bounds.seed, id),
         stop_ids=stop_ids,
         logprobs=message.logprobs if message.HasField("logprobs") else -1,
+        min_p=message.min_p,
+        repetition_penalty=_repetition(message),
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        min_tokens=message.min_tokens,
     )

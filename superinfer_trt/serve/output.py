@@ -34,6 +34,7 @@ class Output:
     def __init__(self, accepted: Accepted, tokenizer: Tokenizer | None) -> None:
         self._name = accepted.name
         self._stop_ids = accepted.request.sampling.stop_ids
+        self._min_tokens = accepted.request.sampling.min_tokens
         self._wants_logprobs = accepted.request.sampling.logprobs >= 0
         self._text = tokenizer.stream() if tokenizer is not None else None
         self._matcher = StopMatcher(accepted.stop)
@@ -89,12 +90,19 @@ class Output:
         if self._text is not None and token not in self._stop_ids:
             piece = self._text.push(token)
             if piece:
-                texts.append(self._matcher.push(piece))
+                texts.append(self._matcher.push(piece, armed=self._armed))
 
     def _rest(self) -> str:
         """Text that waited for more, now that no more comes; a stop string may end in it."""
-        rest = self._matcher.push(self._text.finish()) if self._text is not None else ""
+        rest = ""
+        if self._text is not None:
+            rest = self._matcher.push(self._text.finish(), armed=self._armed)
         return rest if self.stopped else rest + self._matcher.finish()
+
+    @property
+    def _armed(self) -> bool:
+        """Whether a stop string may end in the newest token's text, as a stop id may be that token."""
+        return self._sent > self._min_tokens
 
     def _end(self, message: pb.Ending, ending: Ending, now: Nanos) -> None:
         matched = self._matcher.matched

@@ -43,7 +43,8 @@ class ServerOptions:
     """How to listen, and how much to take at once.
 
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
-    `reader_timeout_s`: a call whose reader takes nothing for so long is ended.
+    `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
+    gateways for TensorRT-LLM is there too. `slo_classes`: objectives by the class in front of its request ids.
     """
 
     host: str = "127.0.0.1"
@@ -53,8 +54,10 @@ class ServerOptions:
     drain_timeout_s: float = 30.0
     reader_timeout_s: float = 120.0
     reflection: bool = True
+    facade: bool = True
     default_max_tokens: int = 128
     default_slo: Slo = field(default_factory=Slo)
+    slo_classes: Mapping[str, Slo] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -167,6 +170,7 @@ def bounds_of(service: Service, options: ServerOptions) -> Bounds:
         default_slo=options.default_slo,
         model_stop_ids=service.model.stop_ids if service.model is not None else frozenset(),
         seed=options.seed,
+        supports=service.supports,
     )
 
 

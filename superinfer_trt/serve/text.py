@@ -26,8 +26,11 @@ class StopMatcher:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str) -> str:
-        """What of the text so far has become certain; O(len(text) * stops). Empty after a match."""
+    def push(self, text: str, *, armed: bool = True) -> str:
+        """What of the text so far has become certain; O(len(text) * stops). Empty after a match.
+
+        Where not `armed`, no stop string may end in `text`, but one that ends later may begin in it.
+        """
         if self.matched is not None:
             return ""
         if not self._stops:
@@ -35,7 +38,7 @@ class StopMatcher:
         buffer = self._held + text
         start = len(self._held)
         for at in range(start, len(buffer)):
-            matched = self._step(buffer[at])
+            matched = self._step(buffer[at], armed)
             if matched is not None:
                 self.matched, self._held = matched, ""
                 return buffer[: at + 1 - len(matched)]
@@ -48,16 +51,18 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _step(self, character: str) -> str | None:
+    def _step(self, character: str, armed: bool) -> str | None:
         for which, stop in enumerate(self._stops):
             state, borders = self._states[which], self._borders[which]
             while state and stop[state] != character:
                 state = borders[state - 1]
             if stop[state] == character:
                 state += 1
-            self._states[which] = state
             if state == len(stop):
-                return stop  # the longest come first, so nobody behind it is longer
+                if armed:
+                    return stop  # the longest come first, so nobody behind it is longer
+                state = borders[state - 1]
+            self._states[which] = state
         return None
 
 

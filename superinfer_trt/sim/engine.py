@@ -50,6 +50,11 @@ class SimEngine:
         """Positions of one request are below it."""
         return self._context_tokens_max
 
+    @property
+    def supports(self) -> frozenset[str]:
+        """Nothing is chosen."""
+        return frozenset()
+
     def launch(self, batch: Batch) -> None:
         """The batch ends `cost(batch)` nanoseconds from now."""
         if self._air is not None:

@@ -243,6 +243,7 @@ class EchoService:
         )
         self.vocabulary = 256
         self.context_tokens_max = context_tokens_max
+        self.supports: frozenset[str] = frozenset()
         self.engine = "echo"
         self.policy = "none"
         self.driver.start()

@@ -79,6 +79,7 @@ class HashingEngine:
         self.geometry = engine.geometry
         self.vocabulary = engine.vocabulary
         self.context_tokens_max = engine.context_tokens_max
+        self.supports = engine.supports
 
     def launch(self, batch: Batch) -> None:
         self._air = batch

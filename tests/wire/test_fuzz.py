@@ -39,9 +39,20 @@ sampling = st.builds(
     stop=st.lists(st.text(max_size=300), max_size=20),
     ignore_eos=st.booleans(),
     logprobs=st.none() | u32,
+    min_p=f32 | st.just(0.0),
+    repetition_penalty=st.none() | f32,
+    presence_penalty=f32 | st.just(0.0),
+    frequency_penalty=f32 | st.just(0.0),
+    min_tokens=u32 | st.just(0),
 )
 tame = st.builds(
-    pb.Sampling, max_tokens=st.none() | st.integers(1, 40), temperature=st.floats(0, 2, width=32)
+    pb.Sampling,
+    max_tokens=st.none() | st.integers(1, 40),
+    temperature=st.floats(0, 2, width=32),
+    min_p=st.floats(0, 1, width=32),
+    repetition_penalty=st.none() | st.floats(0.5, 2, width=32),
+    presence_penalty=st.floats(-2, 2, width=32),
+    min_tokens=st.integers(0, 3),
 )
 chats = st.builds(
     pb.Chat,
@@ -99,6 +110,12 @@ def check_accepted(accepted: Accepted, limits: Bounds) -> None:
     assert 0 <= request.sampling.seed < 2**64
     assert all(token < limits.vocabulary for token in request.sampling.stop_ids)
     assert -1 <= request.sampling.logprobs <= 20
+    assert 0 <= request.sampling.min_p <= 1
+    assert 0 < request.sampling.repetition_penalty <= 100
+    assert -2 <= request.sampling.presence_penalty <= 2
+    assert -2 <= request.sampling.frequency_penalty <= 2
+    assert 0 <= request.sampling.min_tokens <= request.sampling.max_tokens
+    assert len(request.sampling.forbidden(0)) < limits.vocabulary
     assert request.slo.ttft > 0
     assert request.slo.tbt > 0
     assert all(accepted.stop)

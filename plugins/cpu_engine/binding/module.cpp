@@ -77,18 +77,22 @@ class PyEngine {
 
   void launch(const In<std::int32_t, 1>& tokens, const In<std::int32_t, 1>& slots,
               const In<std::int64_t, 2>& rows, const In<double, 2>& reals,
-              const In<std::uint64_t, 1>& seeds) {
+              const In<std::uint64_t, 1>& seeds, const In<std::int32_t, 1>& history,
+              const In<std::int32_t, 1>& forbidden) {
     const std::size_t count = rows.shape(0);
-    if (rows.shape(1) != 7 || reals.shape(0) != count || reals.shape(1) != 2 ||
+    if (rows.shape(1) != 9 || reals.shape(0) != count || reals.shape(1) != 6 ||
         seeds.shape(0) != count) {
-      throw std::invalid_argument("rows: must be [n, 7] with reals [n, 2] and seeds [n]");
+      throw std::invalid_argument("rows: must be [n, 9] with reals [n, 6] and seeds [n]");
     }
     StepInput input;
     input.tokens.assign(tokens.data(), tokens.data() + tokens.shape(0));
     input.slots.assign(slots.data(), slots.data() + slots.shape(0));
+    input.history.assign(history.data(), history.data() + history.shape(0));
+    input.forbidden.assign(forbidden.data(), forbidden.data() + forbidden.shape(0));
     input.rows.resize(count);
     for (std::size_t i = 0; i < count; ++i) {
-      const std::int64_t* line = rows.data() + i * 7;
+      const std::int64_t* line = rows.data() + i * 9;
+      const double* real = reals.data() + i * 6;
       RowInput& row = input.rows[i];
       row.start = narrow(line[0], "start");
       row.count = narrow(line[1], "count");
@@ -97,8 +101,14 @@ class PyEngine {
       row.choice.top_k = narrow(line[4], "top_k");
       row.choice.index = static_cast<std::uint64_t>(line[5]);
       row.choice.logprobs = narrow(line[6], "logprobs");
-      row.choice.temperature = static_cast<float>(reals.data()[i * 2]);
-      row.choice.top_p = reals.data()[i * 2 + 1];
+      row.history = narrow(line[7], "history");
+      row.forbidden = narrow(line[8], "forbidden");
+      row.choice.temperature = static_cast<float>(real[0]);
+      row.choice.top_p = real[1];
+      row.choice.min_p = real[2];
+      row.choice.repetition = static_cast<float>(real[3]);
+      row.choice.presence = static_cast<float>(real[4]);
+      row.choice.frequency = static_cast<float>(real[5]);
       row.choice.seed = seeds.data()[i];
     }
     engine().launch(std::move(input));
@@ -172,7 +182,8 @@ NB_MODULE(_cpu_engine, m) {
       .def("load_vector", &PyEngine::load_vector, "part"_a, "layer"_a, "data"_a.noconvert())
       .def("finish", &PyEngine::finish, "frequencies"_a.noconvert())
       .def("launch", &PyEngine::launch, "tokens"_a.noconvert(), "slots"_a.noconvert(),
-           "rows"_a.noconvert(), "reals"_a.noconvert(), "seeds"_a.noconvert())
+           "rows"_a.noconvert(), "reals"_a.noconvert(), "seeds"_a.noconvert(),
+           "history"_a.noconvert(), "forbidden"_a.noconvert())
       .def("collect", &PyEngine::collect)
       .def("keep_logits", [](PyEngine& self, bool keep) { self.engine().set_keep_logits(keep); })
       .def("logits", &PyEngine::logits, "index"_a)

@@ -42,7 +42,7 @@ Engine::Engine(const Shape& shape, Dtype dtype, unsigned char* pool, std::ptrdif
   const std::size_t scratch = kernels_.attention_scratch_bytes(shape.group(), shape.head_dim);
   for (int thread = 0; thread < threads; ++thread) {
     attention_scratch_.emplace_back(scratch);
-    sample_scratch_.emplace_back(static_cast<std::size_t>(shape.vocabulary) * sizeof(float));
+    sample_scratch_.emplace_back();
   }
 }
 
@@ -97,6 +97,37 @@ void Engine::validate(const StepInput& input) const {
   if (tokens != input.tokens.size() || slots != input.slots.size()) {
     throw std::invalid_argument("tokens or slots belong to no row");
   }
+  validate_sampling(input);
+}
+
+void Engine::validate_sampling(const StepInput& input) const {
+  const int vocabulary = model_.shape().vocabulary;
+  std::size_t history = 0;
+  std::size_t forbidden = 0;
+  for (std::size_t i = 0; i < input.rows.size(); ++i) {
+    const RowInput& row = input.rows[i];
+    if (row.history < 0 || row.forbidden < 0) refuse(i, "history or forbidden: must be 0 or more");
+    if (row.sample && row.choice.penalises() && row.history != row.start + row.count) {
+      refuse(i, "history: penalties need all " + std::to_string(row.start + row.count) +
+                    " tokens so far, not " + std::to_string(row.history));
+    }
+    if (row.history > 0 && row.choice.index > static_cast<std::uint64_t>(row.history)) {
+      refuse(i, "history: is shorter than the output");
+    }
+    // Rows name an id once, so fewer than the vocabulary leave something to choose.
+    if (row.forbidden >= vocabulary) refuse(i, "forbidden: is the whole vocabulary");
+    history += static_cast<std::size_t>(row.history);
+    forbidden += static_cast<std::size_t>(row.forbidden);
+  }
+  if (history != input.history.size() || forbidden != input.forbidden.size()) {
+    throw std::invalid_argument("history or forbidden ids are missing or belong to no row");
+  }
+  const auto outside = [&](std::int32_t id) { return id < 0 || id >= vocabulary; };
+  if (std::ranges::any_of(input.history, outside) ||
+      std::ranges::any_of(input.forbidden, outside)) {
+    throw std::invalid_argument("history or forbidden: an id is outside the vocabulary of " +
+                                std::to_string(vocabulary));
+  }
 }
 
 void Engine::prepare() {
@@ -104,8 +135,11 @@ void Engine::prepare() {
   query_blocks_.clear();
   sampled_.clear();
   last_row_.clear();
+  seen_.clear();
   const std::int32_t* id = input_.tokens.data();
   const std::int32_t* slots = input_.slots.data();
+  const std::int32_t* history = input_.history.data();
+  const std::int32_t* forbidden = input_.forbidden.data();
   for (std::size_t i = 0; i < input_.rows.size(); ++i) {
     const RowInput& row = input_.rows[i];
     for (int t = 0; t < row.count; ++t) {
@@ -117,9 +151,16 @@ void Engine::prepare() {
     if (row.sample) {
       sampled_.push_back(i);
       last_row_.push_back(std::ssize(tokens_) - 1);
+      const auto output = row.history > 0 ? static_cast<std::size_t>(row.choice.index) : 0;
+      const std::span all(history, static_cast<std::size_t>(row.history));
+      seen_.push_back({all.first(all.size() - output),
+                       all.last(output),
+                       {forbidden, static_cast<std::size_t>(row.forbidden)}});
     }
     id += row.count;
     slots += row.slots;
+    history += row.history;
+    forbidden += row.forbidden;
   }
   divide_attention();
   reserve_step();
@@ -179,7 +220,8 @@ void Engine::reserve_step() {
   std::ptrdiff_t wanted = 0;
   const auto wants = [&](std::size_t index) {
     const Choice& choice = input_.rows[sampled_[index]].choice;
-    return keep_logits_ || choice.temperature > 0.0F || choice.logprobs >= 0;
+    return keep_logits_ || choice.temperature > 0.0F || choice.logprobs >= 0 ||
+           choice.penalises() || !seen_[index].forbidden.empty();
   };
   for (std::size_t i = 0; i < sampled_.size(); ++i)
     wanted += wants(i) ? 1 : 0;

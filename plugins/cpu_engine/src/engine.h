@@ -26,12 +26,18 @@ struct RowInput {
   int count = 0;
   int slots = 0;  // leading slots of StepInput::slots that are this row's
   bool sample = false;
+  int history = 0;    // leading ids of StepInput::history that are this row's
+  int forbidden = 0;  // the same of StepInput::forbidden
   Choice choice;
 };
 
 struct StepInput {
   std::vector<std::int32_t> tokens;  // of all rows, one after the other
   std::vector<std::int32_t> slots;   // of all rows, one after the other
+  // Of rows that sample with penalties: all ids of prompt and output so far, `index` of them
+  // output.
+  std::vector<std::int32_t> history;
+  std::vector<std::int32_t> forbidden;  // ids that a row may not choose
   std::vector<RowInput> rows;
 };
 
@@ -96,6 +102,7 @@ class Engine {
   };
 
   void validate(const StepInput& input) const;
+  void validate_sampling(const StepInput& input) const;
   void prepare();
   void divide_attention();
   void reserve_step();
@@ -140,6 +147,7 @@ class Engine {
   std::vector<std::size_t> sampled_;      // rows with `sample`
   std::vector<std::ptrdiff_t> last_row_;  // their last token
   std::vector<float*> logits_of_;         // per sampled row, null when nobody needs them
+  std::vector<Seen> seen_;                // per sampled row
   std::vector<Drawn> drawn_;
 
   Buffer hidden_;      // fp32 [tokens][hidden]
@@ -153,7 +161,7 @@ class Engine {
   Buffer best_value_;  // fp32 [threads][sampled]
   Buffer best_id_;     // int32 [threads][sampled]
   std::vector<Buffer> attention_scratch_;
-  std::vector<Buffer> sample_scratch_;
+  std::vector<SampleScratch> sample_scratch_;
 
   Buffer router_;                        // fp32 [tokens][experts]
   Buffer expert_input_;                  // activations [expert rows][hidden]

@@ -215,9 +215,9 @@ void Engine::sample_row(int thread, std::size_t index) {
   drawn_[index].token = id;
   if (logits_of_[index] == nullptr) return;
   try {
-    float* scratch = sample_scratch_[static_cast<std::size_t>(thread)].as<float>();
-    drawn_[index] = draw(kernels_, logits_of_[index], model_.shape().vocabulary, id,
-                         input_.rows[sampled_[index]].choice, scratch);
+    const std::span logits(logits_of_[index], static_cast<std::size_t>(model_.shape().vocabulary));
+    drawn_[index] = draw(kernels_, logits, id, input_.rows[sampled_[index]].choice, seen_[index],
+                         sample_scratch_[static_cast<std::size_t>(thread)]);
   } catch (...) {
     keep_failure(std::current_exception());
   }

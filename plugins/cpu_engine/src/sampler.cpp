@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 namespace superinfer::cpu {
 namespace {
@@ -86,12 +87,61 @@ std::vector<std::int32_t> candidates(const float* logits, std::ptrdiff_t count,
   return ids;
 }
 
+// What weighs less than `least` weighs nothing from now on. Returns the sum of what is left.
+double drop_unlikely(float* weights, std::ptrdiff_t count, double least) {
+  double total = 0.0;
+  for (std::ptrdiff_t id = 0; id < count; ++id) {
+    if (static_cast<double>(weights[id]) < least) weights[id] = 0.0F;
+    total += static_cast<double>(weights[id]);
+  }
+  return total;
+}
+
+constexpr std::int32_t kInPrompt = std::numeric_limits<std::int32_t>::min();
+
+// Each id that was seen is adjusted once, so the order of the ids does not matter.
+void penalise(float* logits, const Choice& choice, const Seen& seen, std::int32_t* marks) {
+  for (const std::int32_t id : seen.prompt)
+    marks[id] |= kInPrompt;
+  for (const std::int32_t id : seen.output)
+    ++marks[id];
+  const auto adjust = [&](std::int32_t id) {
+    if (marks[id] == 0) return;
+    const auto times = static_cast<float>(marks[id] & ~kInPrompt);
+    float& logit = logits[id];
+    logit = logit > 0.0F ? logit / choice.repetition : logit * choice.repetition;
+    logit -= choice.frequency * times;
+    if (times > 0.0F) logit -= choice.presence;
+    marks[id] = 0;
+  };
+  std::for_each(seen.prompt.begin(), seen.prompt.end(), adjust);
+  std::for_each(seen.output.begin(), seen.output.end(), adjust);
+}
+
+// The logits that the row chooses by, and the first of them in order.
+std::pair<const float*, std::int32_t> adjusted(std::span<const float> logits, const Choice& choice,
+                                               const Seen& seen, SampleScratch& scratch) {
+  scratch.adjusted.assign(logits.begin(), logits.end());
+  float* made = scratch.adjusted.data();
+  if (choice.penalises()) {
+    scratch.marks.resize(logits.size());
+    penalise(made, choice, seen, scratch.marks.data());
+  }
+  for (const std::int32_t id : seen.forbidden)
+    made[id] = -std::numeric_limits<float>::infinity();
+  const auto first = std::max_element(made, made + logits.size());  // of equals the lowest id
+  return {made, static_cast<std::int32_t>(first - made)};
+}
+
 std::int32_t draw_token(const Kernels& kernels, const float* logits, std::ptrdiff_t count,
                         std::int32_t greedy, const Choice& choice, float* scratch) {
   const float scale = 1.0F / choice.temperature;
   if (!(choice.temperature > 0.0F) || !std::isfinite(scale) || choice.top_k == 1) return greedy;
-  const double total = kernels.exp_sum(logits, count, logits[greedy], scale, scratch);
+  double total = kernels.exp_sum(logits, count, logits[greedy], scale, scratch);
   if (!std::isfinite(total) || total <= 0.0) return greedy;
+  if (choice.min_p > 0.0) {
+    total = drop_unlikely(scratch, count, choice.min_p * static_cast<double>(scratch[greedy]));
+  }
   const double u = uniform(choice.seed, choice.index);
   const bool limited = choice.top_p < 1.0 || (choice.top_k > 0 && choice.top_k < count);
   if (!limited) return walk(scratch, count, u * total);
@@ -115,20 +165,30 @@ double uniform(std::uint64_t seed, std::uint64_t index) {
   return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }
 
-Drawn draw(const Kernels& kernels, const float* logits, std::ptrdiff_t count, std::int32_t greedy,
-           const Choice& choice, float* scratch) {
+Drawn draw(const Kernels& kernels, std::span<const float> logits, std::int32_t greedy,
+           const Choice& choice, const Seen& seen, SampleScratch& scratch) {
+  const std::ptrdiff_t count = std::ssize(logits);
+  scratch.weights.resize(logits.size());
+  float* weights = scratch.weights.data();
+  const float* chosen_by = logits.data();
+  std::int32_t first = greedy;
+  if (choice.penalises() || !seen.forbidden.empty()) {
+    std::tie(chosen_by, first) = adjusted(logits, choice, seen, scratch);
+  }
   Drawn drawn;
-  drawn.token = draw_token(kernels, logits, count, greedy, choice, scratch);
+  drawn.token = draw_token(kernels, chosen_by, count, first, choice, weights);
   if (choice.logprobs < 0) return drawn;
-  const float most = logits[greedy];
-  const double log_total = std::log(kernels.exp_sum(logits, count, most, 1.0F, scratch));
+  const float most = logits[static_cast<std::size_t>(greedy)];
+  const double log_total = std::log(kernels.exp_sum(logits.data(), count, most, 1.0F, weights));
   const auto logprob = [&](std::int32_t id) {
-    return static_cast<float>(static_cast<double>(logits[id] - most) - log_total);
+    const float logit = logits[static_cast<std::size_t>(id)];
+    return static_cast<float>(static_cast<double>(logit - most) - log_total);
   };
   drawn.logprob = logprob(drawn.token);
   const std::ptrdiff_t wanted = std::min<std::ptrdiff_t>(choice.logprobs, count);
   if (wanted > 0) {
-    for (const std::int32_t id : first_ids(logits, count, static_cast<std::size_t>(wanted))) {
+    for (const std::int32_t id :
+         first_ids(logits.data(), count, static_cast<std::size_t>(wanted))) {
       drawn.top.emplace_back(id, logprob(id));
     }
   }

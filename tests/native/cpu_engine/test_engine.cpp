@@ -1,5 +1,6 @@
 // The engine as a whole, small: threads and compositions change no bit, the door refuses, sampling
 // is deterministic. Made to be run under the sanitizers.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -175,6 +176,56 @@ void test_door() {
   engine.launch(early);  // not collected: the destructor waits
 }
 
+// Each rule where its effect is known: a token taken from the front, one forbidden, a stray
+// history.
+void test_penalties() {
+  const Shape shape = small_shape(0);
+  Buffer memory(Engine::block_bytes(shape, Dtype::kFp32) * 4);
+  Engine engine(shape, Dtype::kFp32, memory.as<unsigned char>(), 4, 2, "auto");
+  load_all(engine);
+  StepInput plain;
+  add_row(plain, 0, 3, {0}, {});
+  const std::vector<float> logits = run(engine, plain);
+  const auto order = [&](std::size_t rank) {
+    std::vector<std::int32_t> ids(logits.size());
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<std::int32_t>(i);
+    std::sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) {
+      return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+    });
+    return ids[rank];
+  };
+  engine.set_keep_logits(false);
+  const auto token = [&](StepInput input) {
+    engine.launch(std::move(input));
+    return engine.collect()[0].token;
+  };
+  CHECK(token(plain) == order(0));
+  StepInput forbidden = plain;
+  forbidden.forbidden = {order(0), order(1)};
+  forbidden.rows[0].forbidden = 2;
+  CHECK(token(forbidden) == order(2));
+  StepInput once = plain;
+  once.rows[0].choice.presence = 1000.0F;
+  once.rows[0].choice.index = 1;  // the last of the history is output, the others are prompt
+  once.rows[0].history = 3;
+  once.history = {order(1), order(2), order(0)};
+  CHECK(token(once) == order(1));
+  CHECK(token(once) == order(1));  // the marks of the first time are gone
+  StepInput often = once;
+  often.rows[0].choice.index = 3;
+  often.rows[0].choice.presence = 0.0F;
+  often.rows[0].choice.frequency = 1000.0F;
+  often.history = {order(1), order(0), order(0)};
+  CHECK(token(often) == order(2));
+  often.rows[0].history = 2;
+  try {
+    engine.launch(often);
+    CHECK(false);
+  } catch (const std::invalid_argument&) {
+  }
+}
+
 void test_dice() {
   double sum = 0.0;
   for (std::uint64_t i = 0; i < 4096; ++i) {
@@ -191,6 +242,7 @@ void test_dice() {
 int main() {
   test_dice();
   test_door();
+  test_penalties();
   for (const Dtype dtype : {Dtype::kBf16, Dtype::kFp32}) {
     test_exact(dtype, 0);
     test_exact(dtype, 4);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -322,7 +323,7 @@ def test_sampling_follows_its_distribution() -> None:
     assert abs(counts[-3] - 250) < 74
 
 
-@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.1}, {"temperature": 1e-9}])
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.1}, {"min_p": 1.0}, {"temperature": 1e-9}])
 def test_cutting_the_distribution_to_its_head_is_greedy(cut: dict[str, float]) -> None:
     tokens = set()
     for seed in range(20):
@@ -331,3 +332,21 @@ def test_cutting_the_distribution_to_its_head_is_greedy(cut: dict[str, float]) -
         tokens.add(tuple(run_alone(make()[0], one)))
     greedy = Job(RequestId(1), [1, 2, 3], Sampling(max_tokens=4), [0, 1])
     assert tokens == {tuple(run_alone(make()[0], greedy))}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
+def test_no_stop_id_before_min_tokens(temperature: float) -> None:
+    """Without it the third token would be the end; with it the likeliest that is no stop id comes."""
+    free = run_alone(make()[0], Job(RequestId(1), [1, 2, 3], Sampling(max_tokens=4), [0, 1]))
+    stop_ids = frozenset(token + more for token in free for more in range(3))
+    sampling = Sampling(max_tokens=4, temperature=temperature, stop_ids=stop_ids, min_tokens=3, logprobs=0)
+    engine, _ = make()
+    one = Job(RequestId(1), [1, 2, 3], sampling, [0, 1])
+    engine.launch(Batch(0, (one.row(3),)))
+    first = engine.collect().sampled[one.id]
+    assert first.token not in stop_ids
+    assert round(first.logprob / math.log(2.0)) <= -4  # raw: three likelier ones were passed over
+    everything = replace(sampling, stop_ids=frozenset(range(engine.vocabulary)))
+    engine.launch(Batch(1, (Job(RequestId(2), [1, 2], everything, [1]).row(2),)))
+    with pytest.raises(EngineFailed, match="no token is left"):
+        engine.collect()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import grpc
 import pytest
 
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.model import Tokenizer
+from superinfer_trt.core.request import OPTIONAL_SAMPLING
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, RequestId
 from superinfer_trt.serve import mapping
@@ -79,6 +81,29 @@ REFUSED: list[tuple[str, pb.GenerateRequest, RefusalCode, str, str]] = [
     ("empty stop", ids(1, stop=["a", ""]), INVALID, "sampling.stop[1]", "empty"),
     ("long stop", ids(1, stop=["x" * 10**6]), TOO_LARGE, "sampling.stop[0]", "at most 256"),
     ("logprobs", ids(1, logprobs=21), INVALID, "sampling.logprobs", "at most 20"),
+    ("min_p < 0", ids(1, min_p=-0.1), INVALID, "sampling.min_p", "0 to 1"),
+    ("min_p > 1", ids(1, min_p=1.1), INVALID, "sampling.min_p", "0 to 1"),
+    ("min_p NaN", ids(1, min_p=math.nan), INVALID, "sampling.min_p", "0 to 1"),
+    ("repetition 0", ids(1, repetition_penalty=0), INVALID, "sampling.repetition_penalty", "above 0"),
+    (
+        "repetition > 100",
+        ids(1, repetition_penalty=101),
+        INVALID,
+        "sampling.repetition_penalty",
+        "at most 100",
+    ),
+    (
+        "repetition NaN",
+        ids(1, repetition_penalty=math.nan),
+        INVALID,
+        "sampling.repetition_penalty",
+        "above 0",
+    ),
+    ("presence", ids(1, presence_penalty=2.1), INVALID, "sampling.presence_penalty", "-2 to 2"),
+    ("presence NaN", ids(1, presence_penalty=math.nan), INVALID, "sampling.presence_penalty", "-2 to 2"),
+    ("frequency", ids(1, frequency_penalty=-2.1), INVALID, "sampling.frequency_penalty", "-2 to 2"),
+    ("min_tokens", ids(1, max_tokens=4, min_tokens=5), INVALID, "sampling.min_tokens", "max_tokens (4)"),
+    ("min_tokens of default", ids(1, min_tokens=17), INVALID, "sampling.min_tokens", "max_tokens (16)"),
     ("id of request", pb.GenerateRequest(request_id="x" * 129), TOO_LARGE, "request_id", "at most 128"),
     ("id's characters", pb.GenerateRequest(request_id="a b"), INVALID, "request_id", "A-Z"),
     ("id with newline", pb.GenerateRequest(request_id="a\n"), INVALID, "request_id", "A-Z"),
@@ -126,6 +151,39 @@ def test_text_needs_a_tokenizer(message: pb.GenerateRequest, field: str) -> None
         took(message, tokenizer=None)
     assert (caught.value.code, caught.value.field) == (UNSUPPORTED, field)
     assert status_of(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+OPTIONAL = {
+    "min_p": 0.5,
+    "repetition_penalty": 1.5,
+    "presence_penalty": -1.0,
+    "frequency_penalty": 1.0,
+    "min_tokens": 2,
+}
+
+
+@pytest.mark.parametrize("field", sorted(OPTIONAL_SAMPLING))
+def test_what_an_engine_cannot_do_is_refused_by_name(field: str) -> None:
+    message = ids(1, **{field: OPTIONAL[field]})
+    with pytest.raises(Refused) as caught:
+        took(message, replace(BOUNDS, supports=OPTIONAL_SAMPLING - {field}))
+    assert (caught.value.code, caught.value.field) == (UNSUPPORTED, f"sampling.{field}")
+    assert status_of(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
+    assert getattr(took(message).request.sampling, field) == OPTIONAL[field]
+
+
+def test_a_value_that_changes_nothing_needs_no_support() -> None:
+    message = ids(1, min_p=0, repetition_penalty=1, presence_penalty=0, frequency_penalty=0, min_tokens=0)
+    sampling = took(message, replace(BOUNDS, supports=frozenset())).request.sampling
+    assert not sampling.penalised
+    assert sampling == took(ids(1)).request.sampling
+
+
+def test_something_must_be_left_that_is_no_stop_id() -> None:
+    tiny = replace(BOUNDS, vocabulary=2, model_stop_ids=frozenset({0, 5}))
+    assert took(ids(1, min_tokens=1), tiny).request.sampling.stop_ids == {0}
+    with pytest.raises(Refused, match="every token is a stop id"):
+        took(ids(1, min_tokens=1, stop_token_ids=[1]), tiny)
 
 
 def test_the_smaller_of_model_and_pools_counts() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superinfer_trt.core.model import TextStream
 from superinfer_trt.core.outcome import Ending, Sampled, TokenEvent
 from superinfer_trt.core.request import FinishReason, Request, Sampling
 from superinfer_trt.core.units import MILLISECOND, RequestId
@@ -18,9 +22,13 @@ LETTERS = LetterTokenizer()
 
 
 def output(
-    *stop: str, stop_ids: frozenset[int] = frozenset(), logprobs: int = -1, text: bool = True
+    *stop: str,
+    stop_ids: frozenset[int] = frozenset(),
+    logprobs: int = -1,
+    text: bool = True,
+    min_tokens: int = 0,
 ) -> Output:
-    sampling = Sampling(max_tokens=99, stop_ids=stop_ids, logprobs=logprobs)
+    sampling = Sampling(max_tokens=99, stop_ids=stop_ids, logprobs=logprobs, min_tokens=min_tokens)
     return Output(Accepted(Request(ID, (1,), sampling), "name", stop), LETTERS if text else None)
 
 
@@ -97,6 +105,60 @@ def test_tokens_behind_a_stop_string_are_dropped() -> None:
     assert response.ending.finish_reason == pb.FINISH_REASON_STOP
     assert response.ending.matched_string == "cd"
     assert response.ending.usage.output_tokens == 4
+
+
+def test_a_stop_string_does_not_end_in_the_first_min_tokens() -> None:
+    one = output("ab", min_tokens=3)
+    first = one.feed(tokens("ab"))
+    assert first is not None
+    assert (first.delta.text, one.stopped) == ("ab", False)
+    second = one.feed(tokens("a", 2))
+    assert second is not None
+    assert second.delta.text == ""  # it may begin there, so it is held back
+    third = one.feed([*tokens("b", 3), last(FinishReason.LENGTH, 4)])
+    assert third is not None
+    assert (third.delta.text, third.ending.matched_string) == ("", "ab")
+    assert third.ending.usage.output_tokens == 4
+
+
+class ByteTokenizer(LetterTokenizer):
+    """A token for each byte of UTF-8: a character comes in up to four pieces."""
+
+    def stream(self) -> TextStream:
+        return _Bytes()
+
+
+class _Bytes:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1])
+def test_a_stop_string_of_characters_of_many_bytes(min_tokens: int) -> None:
+    """It is found with the last byte of its last character; half a character is never said."""
+    sampling = Sampling(max_tokens=99, min_tokens=min_tokens)
+    one = Output(Accepted(Request(ID, (1,), sampling), "name", ("€é",)), ByteTokenizer())
+    said = ""
+    for at, byte in enumerate("a€€é".encode()):
+        response = one.feed([TokenEvent(ID, 0, at, Sampled(byte))])
+        said += response.delta.text if response is not None else ""
+        assert one.stopped is (at == 8)
+        assert "a€".startswith(said)
+    assert said == "a€"
+
+
+def test_a_character_that_is_never_finished_ends_as_a_replacement() -> None:
+    one = Output(Accepted(Request(ID, (1,), Sampling(max_tokens=9)), "name", ("\ufffd",)), ByteTokenizer())
+    one.feed([TokenEvent(ID, 0, 0, Sampled(ord("a"))), TokenEvent(ID, 0, 1, Sampled(0xE2))])
+    response = one.feed([last(FinishReason.LENGTH, 2)])
+    assert response is not None
+    assert (response.delta.text, response.ending.matched_string) == ("", "\ufffd")
 
 
 def test_held_text_comes_with_the_ending() -> None:

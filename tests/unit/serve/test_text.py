@@ -40,6 +40,21 @@ def test_equals_the_naive_twin_wherever_it_is_cut(stop: list[str], text: str, cu
     assert (out, matcher.matched) == plain(stop, text)
 
 
+@given(stops, letters, st.integers(0, 30))
+def test_nothing_ends_before_it_is_armed(stop: list[str], text: str, at: int) -> None:
+    """As the naive twin that looks only at ends behind `at`."""
+    matcher = StopMatcher(stop)
+    out = matcher.push(text[:at], armed=False) + matcher.push(text[at:]) + matcher.finish()
+    expected: tuple[str, str | None] = (text, None)
+    for end in range(at + 1, len(text) + 1):
+        found = [one for one in stop if text[:end].endswith(one)]
+        if found:
+            longest = max(found, key=len)
+            expected = (text[: end - len(longest)], longest)
+            break
+    assert (out, matcher.matched) == expected
+
+
 def test_every_small_stop_string_in_every_small_text() -> None:
     """Enumerated, because what a stop string does after half a match needs a text made for it."""
     words = ["".join(word) for length in range(1, 8) for word in product("ab", repeat=length)]
