@@ -28,6 +28,7 @@ COMMANDS = {
     "fit": ("superinfer_trt.cli.fit:fit", "Turn measured step times into a hardware profile."),
     "demo": ("superinfer_trt.cli.demo:demo", "Watch requests rotate, and what it gives."),
     "trtllm": ("superinfer_trt.cli.trtllm:trtllm_group", "Rotation inside TensorRT-LLM."),
+    "triton": ("superinfer_trt.cli.triton:triton_group", "Models for Triton Inference Server."),
     "config": ("superinfer_trt.cli.config:config_group", "Show or check a configuration."),
     "model": ("superinfer_trt.cli.model:model_group", "Fetch models and look into them."),
 }

@@ -35,7 +35,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
     own="core sched kv runtime transfer engine model sim serve trtllm triton "
-    "build build_sim build_trtllm trtllm_startup config cli",
+    "build build_sim build_triton build_trtllm trtllm_startup config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -46,12 +46,13 @@ LAYERS = {
     "engine": layer("numpy", "torch", f"{NAME}._cpu_engine"),
     "model": layer("numpy", "safetensors", "tokenizers", "jinja2", "huggingface_hub"),
     "sim": layer("numpy", "jinja2", "matplotlib", "pyarrow", own="core runtime"),
-    "serve": layer("grpc", "grpc_health", "grpc_reflection", "google"),
+    "serve": layer("grpc", "grpc_health", "grpc_reflection", "google", "prometheus_client"),
     "trtllm": layer("tensorrt_llm", "torch", "numpy", own="core runtime"),
-    "triton": layer("triton_python_backend_utils", "numpy"),
+    "triton": layer("triton_python_backend_utils", "numpy", "grpc", own="core serve"),
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,
     "build_sim": EVERYTHING,
+    "build_triton": EVERYTHING,
     "build_trtllm": EVERYTHING,
     "trtllm_startup": layer(own="core trtllm build_trtllm"),
     "cli": EVERYTHING,

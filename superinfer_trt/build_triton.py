@@ -1,0 +1,111 @@
+"""How a Triton model is put together: which face, and which executor behind it.
+
+Triton imports this through the `model.py` of a repository that `superinfer-trt triton repo` has written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.triton.backend import Backend, settings_of
+from superinfer_trt.triton.executor import Executor, GrpcExecutor, LocalExecutor
+from superinfer_trt.triton.repository import EXECUTOR_FILE
+from superinfer_trt.triton.tensors import FACES
+
+FACE, MODE, TARGET = "superinfer_face", "superinfer_mode", "superinfer_target"
+PROXY, IN_PROCESS = "proxy", "in-process"
+
+
+class TritonPythonModel:
+    """What Triton's Python backend looks for."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Raises ConfigError, and Triton does not load the model, when something is not as it must be."""
+        pb_utils = importlib.import_module("triton_python_backend_utils")
+        check_numpy(pb_utils)
+        face = FACES[parameter(args, FACE, tuple(FACES))]
+        settings, parameters = settings_of(face, args)
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._backend = Backend(pb_utils, settings, executor_maker(parameters, folder))
+        self._backend.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Answers come through the requests' senders."""
+        self._backend.execute(requests)
+
+    def finalize(self) -> None:
+        self._backend.stop()
+
+
+def parameter(args: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
+    """A parameter of config.pbtxt. Raises ConfigError."""
+    given = json.loads(args["model_config"]).get("parameters", {}).get(name, {}).get("string_value", "")
+    if given not in allowed:
+        raise ConfigError(
+            f"config.pbtxt: parameters.{name} must be one of {', '.join(allowed)}, not {given!r}"
+        )
+    return str(given)
+
+
+def executor_maker(parameters: Mapping[str, str], folder: Path) -> Callable[[], Awaitable[Executor]]:
+    """Makes the executor of a model on its loop. Raises ConfigError."""
+    mode = parameters.get(MODE, PROXY)
+    if mode == IN_PROCESS:
+        return lambda: _local(folder / EXECUTOR_FILE)
+    target = parameters.get(TARGET, "")
+    if mode != PROXY or not target:
+        raise ConfigError(f"config.pbtxt: parameters.{MODE} is {mode!r} and {TARGET} is {target!r}")
+
+    async def proxy() -> Executor:
+        return GrpcExecutor(target)
+
+    return proxy
+
+
+async def _local(file: Path) -> Executor:
+    """A whole executor in this process, which listens too: the text model beside it, `superinfer-trt bench`
+    and health checks reach it there."""
+    from superinfer_trt import config
+    from superinfer_trt.build import build_service
+    from superinfer_trt.cli.serve import GIL_SWITCH_S, server_options
+    from superinfer_trt.serve.server import Server
+    from superinfer_trt.serve.streams import StreamOutbox
+
+    made = config.load(file)
+    sys.setswitchinterval(GIL_SWITCH_S)
+    outbox = StreamOutbox(asyncio.get_running_loop())
+    service = await asyncio.to_thread(build_service, made, outbox)
+    server = Server(service, outbox, server_options(made))
+
+    async def close() -> None:
+        try:
+            await server.stop()
+        finally:
+            await asyncio.to_thread(service.close)
+
+    try:
+        await server.start()
+    except BaseException:
+        await close()
+        raise
+    return LocalExecutor(server.calls, close)
+
+
+def check_numpy(pb_utils: Any) -> None:
+    """Raises ConfigError where Triton's stub cannot read this numpy's arrays: one built before numpy 2 takes
+    every output for empty, and says nothing."""
+    import numpy as np
+
+    tensor = pb_utils.Tensor("probe", np.arange(3, dtype=np.int32))
+    found = pb_utils.Tensor.from_dlpack("probe", tensor.to_dlpack()).as_numpy()
+    if found.nbytes != 12:
+        raise ConfigError(
+            f"numpy {np.__version__}: this Triton's Python stub cannot read its arrays; install 'numpy<2'"
+        )
