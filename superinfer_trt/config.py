@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -115,6 +115,13 @@ class SchedulingSection(_Section):
     )
 
 
+class SloClass(_Section):
+    """Objectives of one class of requests."""
+
+    ttft_ms: float | None = Field(default=None, gt=0, le=86_400_000)
+    tbt_ms: float | None = Field(default=None, gt=0, le=86_400_000)
+
+
 class ServiceSection(_Section):
     """How clients reach it."""
 
@@ -140,6 +147,14 @@ class ServiceSection(_Section):
     )
     reflection: bool | None = Field(
         default=None, description="gRPC reflection; none: on a loopback address only"
+    )
+    facade: bool = Field(
+        default=True, description="the service that gateways for TensorRT-LLM speak, on the same port"
+    )
+    slo_classes: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")], SloClass] = Field(
+        default_factory=dict,
+        description="objectives by class, {gold: {ttft_ms: 500, tbt_ms: 50}}, for requests of the facade "
+        "whose id begins with the class and a dot; left out: those of everybody",
     )
 
     @property

@@ -67,12 +67,19 @@ def server_options(made: Config) -> ServerOptions:
         drain_timeout_s=service.drain_timeout_s,
         reader_timeout_s=service.reader_timeout_s,
         reflection=service.reflects,
+        facade=service.facade,
         default_max_tokens=service.max_tokens_default,
-        default_slo=Slo(
-            round(scheduling.ttft_slo_ms * MILLISECOND), round(scheduling.tbt_slo_ms * MILLISECOND)
-        ),
+        default_slo=_slo(scheduling.ttft_slo_ms, scheduling.tbt_slo_ms),
+        slo_classes={
+            name: _slo(one.ttft_ms or scheduling.ttft_slo_ms, one.tbt_ms or scheduling.tbt_slo_ms)
+            for name, one in service.slo_classes.items()
+        },
         seed=made.engine.seed,
     )
+
+
+def _slo(ttft_ms: float, tbt_ms: float) -> Slo:
+    return Slo(round(ttft_ms * MILLISECOND), round(tbt_ms * MILLISECOND))
 
 
 def _ready(server: Server, service: Service) -> None:

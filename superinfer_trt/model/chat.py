@@ -35,7 +35,8 @@ class ChatTemplate:
         strftime_now: Callable[[str], str] | None = None,
     ) -> None:
         """`special_tokens` by Hugging Face's names (bos_token, ...)."""
-        self._special = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self._template: Template | None = None
         self.trouble = ""
         if len(source) > SOURCE_CHARACTERS_MAX:
@@ -58,7 +59,7 @@ class ChatTemplate:
         given = [_message(index, message) for index, message in enumerate(messages)]
         if not given:
             raise _refused("at least one message is required")
-        variables = {**self._special, "messages": given, "add_generation_prompt": generation_prompt}
+        variables = {**self.special_tokens, "messages": given, "add_generation_prompt": generation_prompt}
         variables |= {"tools": None, "documents": None}  # templates ask whether they are none
         try:
             with metered():

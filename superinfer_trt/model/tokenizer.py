@@ -78,6 +78,16 @@ class ModelTokenizer:
         """A new stream: the pushed texts and finish() concatenate to decode() of all the ids."""
         return self._pieces.stream()
 
+    def files(self) -> Mapping[str, bytes]:
+        """tokenizer.json, and the template with its special tokens in tokenizer_config.json."""
+        settings: dict[str, str] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self._template is not None:
+            settings |= {**self._template.special_tokens, "chat_template": self._template.source}
+        return {
+            "tokenizer.json": str(self._backend.to_str()).encode(),
+            "tokenizer_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
+        }
+
 
 class _BytePieces:
     """Byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2): every token is a run of bytes."""

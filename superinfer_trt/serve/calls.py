@@ -91,8 +91,13 @@ class Calls:
             finally:
                 self._leave(name, live)
         except Refused as refusal:
-            self.refused += 1
-            raise Ended(status_of(refusal)) from refusal
+            raise self.refuse(message, refusal) from refusal
+
+    def refuse(self, message: pb.GenerateRequest, refusal: Refused) -> Ended:
+        """How a request that is not taken ends; for a front that finds out before `generate` does."""
+        del message
+        self.refused += 1
+        return Ended(status_of(refusal))
 
     def abort(self, name: str) -> bool:
         """Ends a live request early; its own front hears the ending. False: none of that name is live."""
@@ -127,6 +132,11 @@ class Calls:
         self._cut = True
         for live in self._live.values():
             self.service.inbox.cancel(live.id, FinishReason.CANCELLED)
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether requests end because the server goes away, and not because somebody asked."""
+        return self._cut
 
     def abandon(self, why: str) -> None:
         """Ends what is live with UNAVAILABLE without asking the executor, which no longer answers."""

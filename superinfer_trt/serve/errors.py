@@ -1,4 +1,4 @@
-"""One table: what went wrong -> the gRPC status the caller sees. Pure; knows no servicer.
+"""One table: what went wrong -> the gRPC status that ends the call. Knows no servicer.
 
 Texts of errors that are not the caller's fault stay in the server.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import grpc
 
@@ -57,6 +58,12 @@ def status_of(error: BaseException) -> WireStatus:
     if isinstance(error, TransferFailed):
         return WireStatus(grpc.StatusCode.INTERNAL, "the link between HBM and DRAM failed")
     return WireStatus(grpc.StatusCode.INTERNAL, "internal error")
+
+
+async def end_call(context: grpc.aio.ServicerContext[Any, Any], status: WireStatus) -> NoReturn:
+    """Ends the call with `status`; raises grpc's own exception."""
+    await context.abort(status.code, status.message, status.trailers)
+    raise AssertionError("abort raises")
 
 
 def _ascii(text: str) -> str:

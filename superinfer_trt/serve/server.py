@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -20,14 +20,18 @@ from grpc_reflection.v1alpha import reflection
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.serve.calls import Calls
+from superinfer_trt.serve.facade import Facade
 from superinfer_trt.serve.mapping import Bounds
 from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import add_TrtllmServiceServicer_to_server
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.servicer import Servicer
 from superinfer_trt.serve.streams import StreamOutbox
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
+FACADE_NAME = trt.DESCRIPTOR.services_by_name["TrtllmService"].full_name
 WATCH_PERIOD_S = 0.25
 CUT_GRACE_S = 5.0  # for the executor to end what was cut off
 PENDING_CALLS_MAX = 1 << 16
@@ -44,7 +48,7 @@ class ServerOptions:
 
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
-    gateways for TensorRT-LLM is there too. `slo_classes`: objectives by the class in front of its request ids.
+    gateways for TensorRT-LLM is there too. `slo_classes`: objectives by the class in front of its ids.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +73,8 @@ class Server:
         self._options = options
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
         self._servicer = Servicer(self.calls)
+        self._facade = Facade(self.calls, options.slo_classes) if options.facade else None
+        self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
         self._server = grpc.aio.server(options=_channel_options(options))
         self._watch: asyncio.Task[None] | None = None
@@ -85,9 +91,11 @@ class Server:
     async def start(self) -> None:
         """Listens and answers. Raises ConfigError when the port is taken."""
         add_ExecutorServiceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        if self._facade is not None:
+            add_TrtllmServiceServicer_to_server(self._facade, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._options.reflection:
-            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind()
         await self._server.start()
@@ -120,6 +128,8 @@ class Server:
             if not await self._idle_within(CUT_GRACE_S):
                 self.calls.abandon("the server went away")
         self._servicer.close()
+        if self._facade is not None:
+            self._facade.close()
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -146,7 +156,7 @@ class Server:
     async def _set_health(self, *, serving: bool) -> None:
         kind = health_pb2.HealthCheckResponse
         status = kind.SERVING if serving else kind.NOT_SERVING
-        for name in (health.OVERALL_HEALTH, SERVICE_NAME):
+        for name in (health.OVERALL_HEALTH, *self._names):
             await self._health.set(name, status)
 
     async def _watch_driver(self) -> None:

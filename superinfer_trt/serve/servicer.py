@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -17,7 +17,8 @@ from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.units import SECOND
 from superinfer_trt.serve import stats
 from superinfer_trt.serve.calls import Calls, Ended
-from superinfer_trt.serve.errors import REQUEST_ID_HEADER, WireStatus, status_of
+from superinfer_trt.serve.errors import REQUEST_ID_HEADER, end_call, status_of
+from superinfer_trt.serve.objectives import fill_from_metadata
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceServicer
 
@@ -41,13 +42,16 @@ class Servicer(ExecutorServiceServicer):
     ) -> None:
         """Streams one request; the context's cancellation ends it in the executor too."""
         try:
+            fill_from_metadata(request, context.invocation_metadata())
             await self._calls.generate(request, _Front(context))
+        except Refused as refusal:
+            await end_call(context, self._calls.refuse(request, refusal).status)
         except Ended as end:
-            await _abort(context, end.status)
+            await end_call(context, end.status)
         except Exception as error:
             if not context.done():  # a client that went away makes a write fail: nobody is left to tell
                 log.exception("a call to Generate failed")
-                await _abort(context, status_of(error))
+                await end_call(context, status_of(error))
 
     async def Abort(  # noqa: N802
         self,
@@ -56,7 +60,7 @@ class Servicer(ExecutorServiceServicer):
     ) -> pb.AbortResponse:
         """Cancels in the executor; the request's own stream tells how it ended."""
         if not request.request_id:
-            await _abort(context, status_of(Refused(RefusalCode.INVALID, "request_id", "is required")))
+            await end_call(context, status_of(Refused(RefusalCode.INVALID, "request_id", "is required")))
         return pb.AbortResponse(found=self._calls.abort(request.request_id))
 
     async def GetModelInfo(  # noqa: N802
@@ -80,10 +84,10 @@ class Servicer(ExecutorServiceServicer):
         period_ms = request.period_ms or PERIOD_MS_DEFAULT
         if not PERIOD_MS_MIN <= period_ms <= PERIOD_MS_MAX:
             why = f"must be {PERIOD_MS_MIN} to {PERIOD_MS_MAX}, not {period_ms}"
-            await _abort(context, status_of(Refused(RefusalCode.INVALID, "period_ms", why)))
+            await end_call(context, status_of(Refused(RefusalCode.INVALID, "period_ms", why)))
         if self._watchers >= WATCHERS_MAX:
             why = f"{WATCHERS_MAX} callers watch already"
-            await _abort(context, status_of(Refused(RefusalCode.QUEUE_FULL, "", why)))
+            await end_call(context, status_of(Refused(RefusalCode.QUEUE_FULL, "", why)))
         self._watchers += 1
         try:
             while not self._closing.is_set():
@@ -118,9 +122,3 @@ class _Front:
 
     async def accepted(self, name: str) -> None:
         await self._context.send_initial_metadata(((REQUEST_ID_HEADER, name),))
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], status: WireStatus) -> NoReturn:
-    """Ends the call with `status`; raises grpc's own exception."""
-    await context.abort(status.code, status.message, status.trailers)
-    raise AssertionError("abort raises")

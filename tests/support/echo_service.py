@@ -201,6 +201,9 @@ class LetterTokenizer:
     def stream(self) -> LetterStream:
         return LetterStream()
 
+    def files(self) -> Mapping[str, bytes]:
+        return {"tokenizer.json": b"{}", "letters.txt": bytes(range(256)) * 4096}
+
 
 MODEL = ModelConfig(
     name="echo",
