@@ -148,6 +148,21 @@ class ServiceSection(_Section):
     reflection: bool | None = Field(
         default=None, description="gRPC reflection; none: on a loopback address only"
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, max_length=255, description="address of the metrics endpoint"
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of the metrics endpoint (Prometheus); none: there is none; 0: any free port",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="what is logged to stderr; info: a line for each request that ends"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="of the log: for people, or one JSON object a line"
+    )
     facade: bool = Field(
         default=True, description="the service that gateways for TensorRT-LLM speak, on the same port"
     )

@@ -36,6 +36,10 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--port": ("service.port", int, "Port to listen on; 0: any free one."),
     "--requests-max": ("service.requests_max", int, "Live requests; the next is refused."),
     "--drain-timeout-s": ("service.drain_timeout_s", float, "For live requests to finish on SIGTERM."),
+    "--metrics-host": ("service.metrics_host", str, "Address of the metrics endpoint."),
+    "--metrics-port": ("service.metrics_port", int, "Prometheus endpoint; 0: any free port (default: none)."),
+    "--log-level": ("service.log_level", str, "debug | info | warning | error."),
+    "--log-format": ("service.log_format", str, "text | json."),
     "--reflection/--no-reflection": ("service.reflection", bool, "gRPC reflection (default: on loopback)."),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND
+from superinfer_trt.serve import logs
 from superinfer_trt.serve.server import Server, ServerOptions, run
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import StreamOutbox
@@ -43,7 +43,7 @@ def serve(
     """
     made = config.load(config_file, flags_of(values, assignments, policy_parameters))
     sys.setswitchinterval(GIL_SWITCH_S)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(made.service.log_level, made.service.log_format, sys.stderr)
 
     def make_service(outbox: StreamOutbox) -> Service:
         from superinfer_trt.build import build_service
@@ -67,6 +67,8 @@ def server_options(made: Config) -> ServerOptions:
         drain_timeout_s=service.drain_timeout_s,
         reader_timeout_s=service.reader_timeout_s,
         reflection=service.reflects,
+        metrics_host=service.metrics_host,
+        metrics_port=service.metrics_port,
         facade=service.facade,
         default_max_tokens=service.max_tokens_default,
         default_slo=_slo(scheduling.ttft_slo_ms, scheduling.tbt_slo_ms),
@@ -93,6 +95,7 @@ def _ready(server: Server, service: Service) -> None:
         "hbm_blocks": service.limits.device_blocks,
         "dram_blocks": service.limits.host_blocks,
         "block_tokens": service.limits.block_tokens,
+        "metrics": server.metrics_url,
         "version": superinfer_trt.__version__,
     }
     click.echo(json.dumps(line))

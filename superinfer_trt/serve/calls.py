@@ -19,11 +19,13 @@ from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import SECOND, Nanos, RequestId
 from superinfer_trt.serve.errors import STATUS_OF_ENDING, WireStatus, status_of
+from superinfer_trt.serve.logs import log_ending, log_refusal
 from superinfer_trt.serve.mapping import Accepted, Bounds, accept, text_chars
 from superinfer_trt.serve.output import Output
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import Abandoned, Stream, StreamOutbox
+from superinfer_trt.serve.tally import Tally
 
 INLINE_CHARS_MAX = 2048  # a longer text is tokenised off the event loop (about 1 ms)
 
@@ -69,9 +71,10 @@ class Calls:
         self.service = service
         self.bounds = bounds
         self.requests_max = requests_max
-        self.refused = 0
         self.messages = 0
+        self.tally = Tally(bounds.default_slo, log_ending)
         self._outbox = outbox
+        outbox.listen(self.tally.told)
         self._live: dict[str, _Live] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,8 +98,8 @@ class Calls:
 
     def refuse(self, message: pb.GenerateRequest, refusal: Refused) -> Ended:
         """How a request that is not taken ends; for a front that finds out before `generate` does."""
-        del message
-        self.refused += 1
+        self.tally.refused(refusal.code)
+        log_refusal(message.request_id, message.tenant, refusal)
         return Ended(status_of(refusal))
 
     def abort(self, name: str) -> bool:
@@ -105,6 +108,7 @@ class Calls:
         if live is None:
             return False
         self.service.inbox.cancel(live.id, FinishReason.CANCELLED)
+        self.tally.aborted()
         return True
 
     # ---- what keeps the house -----------------------------------------------------------------
@@ -113,6 +117,11 @@ class Calls:
     def serving(self) -> bool:
         """Whether a new request would be taken."""
         return not self._draining and self.service.driver.alive
+
+    @property
+    def refused(self) -> int:
+        """Requests that were not taken."""
+        return sum(self.tally.refusals.values())
 
     @property
     def live(self) -> int:
@@ -200,6 +209,7 @@ class Calls:
     def _submit(self, accepted: Accepted) -> Stream:
         stream = self._outbox.open(accepted.request.id)
         self.service.inbox.submit(accepted.request)
+        self.tally.accepted(accepted.request, accepted.name)  # its events come in a later turn of the loop
         return stream
 
     async def _pump(self, live: _Live, stream: Stream, output: Output, front: Front) -> None:

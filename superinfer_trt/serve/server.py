@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -30,6 +31,9 @@ from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.servicer import Servicer
 from superinfer_trt.serve.streams import StreamOutbox
 
+if TYPE_CHECKING:
+    from superinfer_trt.serve.metrics_http import MetricsEndpoint
+
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 FACADE_NAME = trt.DESCRIPTOR.services_by_name["TrtllmService"].full_name
 WATCH_PERIOD_S = 0.25
@@ -47,6 +51,7 @@ class ServerOptions:
     """How to listen, and how much to take at once.
 
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
+    `metrics_port` 0: any free one; None: no metrics endpoint.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
     gateways for TensorRT-LLM is there too. `slo_classes`: objectives by the class in front of its ids.
     """
@@ -57,6 +62,8 @@ class ServerOptions:
     message_bytes_max: int = 4 << 20
     drain_timeout_s: float = 30.0
     reader_timeout_s: float = 120.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
     reflection: bool = True
     facade: bool = True
     default_max_tokens: int = 128
@@ -72,6 +79,7 @@ class Server:
         self._service = service
         self._options = options
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
+        self.calls.tally.name_classes(options.slo_classes)
         self._servicer = Servicer(self.calls)
         self._facade = Facade(self.calls, options.slo_classes) if options.facade else None
         self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)
@@ -80,6 +88,7 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
         self._stopped = False
+        self._metrics: MetricsEndpoint | None = None
         self.port = 0
 
     @property
@@ -87,6 +96,11 @@ class Server:
         """`host:port` that a client can use."""
         host = self._options.host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where to scrape; empty without an endpoint."""
+        return self._metrics.url if self._metrics is not None else ""
 
     async def start(self) -> None:
         """Listens and answers. Raises ConfigError when the port is taken."""
@@ -97,6 +111,7 @@ class Server:
         if self._options.reflection:
             names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
+        self._metrics = self._metrics_endpoint()
         self.port = self._bind()
         await self._server.start()
         await self._set_health(serving=True)
@@ -135,6 +150,15 @@ class Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         await self._server.stop(grace=1.0)
+        if self._metrics is not None:  # last, so that a drain can be watched
+            await asyncio.to_thread(self._metrics.close)
+
+    def _metrics_endpoint(self) -> MetricsEndpoint | None:
+        if self._options.metrics_port is None:
+            return None
+        from superinfer_trt.serve.metrics_http import MetricsEndpoint
+
+        return MetricsEndpoint(self.calls, self._options.metrics_host, self._options.metrics_port)
 
     def _bind(self) -> int:
         host, port = self._options.host, self._options.port

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from superinfer_trt.core.model import ModelConfig, Tokenizer
 from superinfer_trt.core.outcome import Totals
-from superinfer_trt.core.ports import Clock
+from superinfer_trt.core.ports import Clock, Observer
 from superinfer_trt.core.request import FinishReason, Request
-from superinfer_trt.core.units import RequestId
+from superinfer_trt.core.units import Nanos, RequestId
 from superinfer_trt.core.view import Limits
 
 
@@ -64,6 +64,29 @@ class Snapshot(Protocol):
     def host_free(self) -> int: ...
     @property
     def host_total(self) -> int: ...
+    @property
+    def waiting_age(self) -> Nanos:
+        """The longest that a waiting request has waited; `rotary_age`: since its last token."""
+        ...
+
+    @property
+    def rotary_age(self) -> Nanos: ...
+    @property
+    def waiting_urgency(self) -> float:
+        """The largest share of its own objective that a waiting request has used up."""
+        ...
+
+    @property
+    def rotary_urgency(self) -> float: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def link_out_bytes_per_s(self) -> float:
+        """What the link HBM -> DRAM carries; infinite without a limit."""
+        ...
+
+    @property
+    def link_in_bytes_per_s(self) -> float: ...
 
 
 class Executor(Protocol):
@@ -72,6 +95,11 @@ class Executor(Protocol):
     @property
     def totals(self) -> Totals: ...
     def snapshot(self) -> Snapshot: ...
+    def observe(self, observer: Observer) -> None:
+        """`observer` hears every turn from now on, in the driver's thread."""
+        ...
+
+    def unobserve(self, observer: Observer) -> None: ...
 
 
 class Service(Protocol):

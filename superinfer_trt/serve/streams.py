@@ -7,7 +7,7 @@ the loop. A turn costs one wake-up of the loop, however many readers it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from superinfer_trt.core.outcome import TokenEvent
 from superinfer_trt.core.units import RequestId
@@ -65,6 +65,7 @@ class StreamOutbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._streams: dict[RequestId, Stream] = {}
+        self._listener: Callable[[Sequence[TokenEvent]], None] | None = None
 
     def emit(self, events: Sequence[TokenEvent]) -> None:
         """Hands one turn over; never blocks. After the loop has closed there is nobody to tell."""
@@ -75,6 +76,10 @@ class StreamOutbox:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+    def listen(self, listener: Callable[[Sequence[TokenEvent]], None]) -> None:
+        """`listener` hears each turn's events on the loop, before any reader does. One listener."""
+        self._listener = listener
 
     def open(self, id: RequestId) -> Stream:
         """A reader's place; before the request is submitted, so that no event is missed."""
@@ -95,6 +100,8 @@ class StreamOutbox:
         return len(self._streams)
 
     def _deliver(self, events: tuple[TokenEvent, ...]) -> None:
+        if self._listener is not None:
+            self._listener(events)
         streams = self._streams
         for event in events:
             stream = streams.get(event.id)

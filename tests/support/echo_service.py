@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.model import ModelConfig
 from superinfer_trt.core.outcome import Ending, Sampled, TokenEvent, Totals
-from superinfer_trt.core.ports import Outbox
+from superinfer_trt.core.ports import Observer, Outbox
 from superinfer_trt.core.request import FinishReason, Request
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.core.view import Limits
@@ -35,6 +35,7 @@ class EchoExecutor:
         self.totals = Totals()
         self.endings: dict[RequestId, FinishReason] = {}
         self.reject_prompts_of = 0  # a prompt of this length is rejected
+        self.observers: list[Observer] = []
         self.fail_prompts_of = 0  # and one of this length fails at its second token
         self._inbox, self._outbox, self._clock = inbox, outbox, clock
         self._live: dict[RequestId, _Running] = {}
@@ -69,6 +70,12 @@ class EchoExecutor:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(0, 0, len(self._live), 0, 0, 0, 64, 64, 128, 128)
+
+    def observe(self, observer: Observer) -> None:
+        self.observers.append(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        self.observers.remove(observer)
 
     def _token(self, id: RequestId, now: int) -> TokenEvent:
         running = self._live[id]
