@@ -1,4 +1,4 @@
-"""The configuration of a service: five frozen sections, read from YAML and flags, checked once.
+"""The configuration of a service: six frozen sections, read from YAML and flags, checked once.
 
 Knows no engine, policy or server: names of policies and their parameters are checked where they are
 built. Every refusal is a ConfigError that names field, limit and allowed values.
@@ -44,10 +44,10 @@ class ModelSection(_Section):
 class EngineSection(_Section):
     """What runs a batch."""
 
-    name: Literal["native", "sim", "pattern"] = Field(
+    name: Literal["native", "sim", "pattern", "trtllm"] = Field(
         default="native",
         description="native: the embedded CPU engine; sim: modelled step times, no model; pattern: writes "
-        "and verifies KV patterns, no model",
+        "and verifies KV patterns, no model; trtllm: TensorRT-LLM, whose workers rotate",
     )
     dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="of weights and KV (native)")
     kernels: str = Field(
@@ -55,6 +55,7 @@ class EngineSection(_Section):
         pattern=r"^[a-z0-9_]{1,32}$",
         description="kernel set (native); auto: the best this CPU has",
     )
+    tp: int = Field(default=1, ge=1, le=1024, description="ranks that share each layer (trtllm)")
     threads: int = Field(
         default=0, ge=0, le=1024, description="compute threads (native); 0: one for each core"
     )
@@ -112,6 +113,30 @@ class SchedulingSection(_Section):
     )
     trace_file: Path | None = Field(
         default=None, description="writes every plan to this file, one line a turn"
+    )
+
+
+class TrtllmSection(_Section):
+    """What only the engine trtllm wants. Its pool in HBM, block size and batch are TensorRT-LLM's own."""
+
+    options: Path | None = Field(
+        default=None, description="YAML file of LLM arguments, in the format of --extra_llm_api_options"
+    )
+    dram_gib: float = Field(
+        default=16.0, gt=0, le=1 << 16, description="page-locked host pool of each rank, in GiB"
+    )
+    spare_blocks: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 31,
+        description="HBM blocks left to TensorRT-LLM itself; none: one a seat, at most 5 %",
+    )
+    silence_max_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="the worker counts as dead after so long without any token while requests are live; "
+        "0: never",
     )
 
 
@@ -224,11 +249,14 @@ def dump(config: Config) -> str:
 
 
 def describe() -> Iterator[tuple[str, str, str, str]]:
+    trtllm: TrtllmSection = TrtllmSection()
     """(field, default, limits, description) of every field, for people."""
     for section, info in Config.model_fields.items():
         for name, one in _kind(info).model_fields.items():
             yield f"{section}.{name}", _default(one), _limits(one), one.description or ""
 
+        if self.engine.tp > 1 and self.engine.name != "trtllm":
+            raise ValueError(f"engine.tp: {self.engine.tp} needs the engine trtllm, not {self.engine.name}")
 
 def _read(path: Path) -> dict[str, Any]:
     try:

@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FIELDS: dict[str, tuple[str, Any, str]] = {
     "--model": ("model.name", str, "Known model, .gguf file, Hugging Face folder or hub id."),
     "--cache-dir": ("model.cache_dir", str, "Folder of fetched models."),
-    "--engine": ("engine.name", str, "native | sim | pattern."),
+    "--engine": ("engine.name", str, "native | sim | pattern | trtllm."),
     "--dtype": ("engine.dtype", str, "bf16 | fp32."),
     "--kernels": ("engine.kernels", str, "Kernel set; auto takes the best."),
     "--threads": ("engine.threads", int, "Compute threads; 0: one for each core."),
@@ -32,6 +32,9 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--ttft-slo-ms": ("scheduling.ttft_slo_ms", float, "Time to first token, unless a request says."),
     "--tbt-slo-ms": ("scheduling.tbt_slo_ms", float, "Time between tokens, unless a request says."),
     "--trace-file": ("scheduling.trace_file", str, "Write every plan to this file."),
+    "--tp": ("engine.tp", int, "Ranks that share each layer."),
+    "--trtllm-options": ("trtllm.options", str, "LLM arguments for the engine trtllm, YAML."),
+    "--dram-gib": ("trtllm.dram_gib", float, "Host pool of each rank, for the engine trtllm."),
     "--host": ("service.host", str, "Address to listen on."),
     "--port": ("service.port", int, "Port to listen on; 0: any free one."),
     "--requests-max": ("service.requests_max", int, "Live requests; the next is refused."),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.serve import logs
 from superinfer_trt.serve.server import Server, ServerOptions, run
 from superinfer_trt.serve.service import Service
-from superinfer_trt.serve.streams import StreamOutbox
 
 GIL_SWITCH_S = 0.001
 """While the event loop is busy, each return of the driver from native code waits up to this long for
@@ -45,13 +45,11 @@ def serve(
     sys.setswitchinterval(GIL_SWITCH_S)
     logs.configure(made.service.log_level, made.service.log_format, sys.stderr)
 
-    def make_service(outbox: StreamOutbox) -> Service:
-        from superinfer_trt.build import build_service
+    from superinfer_trt.build_llm import service_maker
 
-        service: Service = build_service(made, outbox)
-        return service
-
-    fine = asyncio.run(run(make_service, server_options(made), _ready, _draining))
+    with ExitStack() as stack:
+        make_service = service_maker(made, stack)
+        fine = asyncio.run(run(make_service, server_options(made), _ready, _draining))
     click.echo("stopped" if fine else "stopped before all requests had finished", err=True)
     return 0 if fine else 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sysconfig
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,10 +51,10 @@ def enable(*, settings: Path) -> None:
     Writes one line into the environment's site-packages; it does nothing unless the variable it names is set.
     """
     from superinfer_trt.build_trtllm import read_settings, rotating_policy
-    from superinfer_trt.trtllm_startup import VARIABLE
+    from superinfer_trt.trtllm_startup import VARIABLE, startup_file
 
     rotating_policy(read_settings(settings))
-    path = _startup_file()
+    path = startup_file()
     try:
         path.write_text(f"{STARTUP_LINE}\n", encoding="utf-8")
     except OSError as error:
@@ -67,16 +66,14 @@ def enable(*, settings: Path) -> None:
 @trtllm_group.command("disable")
 def disable() -> None:
     """Take back what enable wrote."""
-    path = _startup_file()
+    from superinfer_trt.trtllm_startup import startup_file
+
+    path = startup_file()
     if path.is_file():
         path.unlink()
         click.echo(f"removed {path}")
     else:
         click.echo("nothing to remove")
-
-
-def _startup_file() -> Path:
-    return Path(sysconfig.get_path("purelib")) / "superinfer_trt_startup.pth"
 
 
 def _report(package: Package) -> dict[str, object]:

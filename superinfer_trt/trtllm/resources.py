@@ -22,6 +22,11 @@ class DuplexKvResources:
         self._transfers = transfers
         self._host_blocks = host_blocks
 
+    @property
+    def rotation(self) -> Rotation:
+        """What rotates here; its counters may be read from other threads."""
+        return self._rotation
+
     def get_max_resource_count(self) -> int:
         """Blocks of the host pool."""
         return self._host_blocks

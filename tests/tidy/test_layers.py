@@ -35,7 +35,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
     own="core sched kv runtime transfer engine model sim serve trtllm triton "
-    "build build_sim build_triton build_trtllm trtllm_startup config cli",
+    "build build_sim build_triton build_trtllm build_llm trtllm_startup config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -54,6 +54,7 @@ LAYERS = {
     "build_sim": EVERYTHING,
     "build_triton": EVERYTHING,
     "build_trtllm": EVERYTHING,
+    "build_llm": EVERYTHING,
     "trtllm_startup": layer(own="core trtllm build_trtllm"),
     "cli": EVERYTHING,
     "__init__": layer(),
