@@ -215,10 +215,13 @@ class Config(_Section):
     engine: EngineSection = EngineSection()
     pools: PoolsSection = PoolsSection()
     scheduling: SchedulingSection = SchedulingSection()
+    trtllm: TrtllmSection = TrtllmSection()
     service: ServiceSection = ServiceSection()
 
     @model_validator(mode="after")
     def _together(self) -> Config:
+        if self.engine.tp > 1 and self.engine.name != "trtllm":
+            raise ValueError(f"engine.tp: {self.engine.tp} needs the engine trtllm, not {self.engine.name}")
         if self.scheduling.step_tokens < self.scheduling.seats:
             raise ValueError(
                 f"scheduling.step_tokens: {self.scheduling.step_tokens} is less than scheduling.seats "
@@ -249,14 +252,19 @@ def dump(config: Config) -> str:
 
 
 def describe() -> Iterator[tuple[str, str, str, str]]:
-    trtllm: TrtllmSection = TrtllmSection()
     """(field, default, limits, description) of every field, for people."""
     for section, info in Config.model_fields.items():
         for name, one in _kind(info).model_fields.items():
             yield f"{section}.{name}", _default(one), _limits(one), one.description or ""
 
-        if self.engine.tp > 1 and self.engine.name != "trtllm":
-            raise ValueError(f"engine.tp: {self.engine.tp} needs the engine trtllm, not {self.engine.name}")
+
+def _described(prefix: str, section: type[_Section]) -> Iterator[tuple[str, str, str, str]]:
+    for name, one in section.model_fields.items():
+        if isinstance(one.annotation, type) and issubclass(one.annotation, _Section):
+            yield from _described(f"{prefix}.{name}", one.annotation)
+        else:
+            yield f"{prefix}.{name}", _default(one), _limits(one), one.description or ""
+
 
 def _read(path: Path) -> dict[str, Any]:
     try:
