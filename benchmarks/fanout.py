@@ -98,7 +98,7 @@ class Turns:
             ending = None
             if state[1] == request.sampling.max_tokens:
                 del live[id]
-                self.inbox.ended(1)
+                self.inbox.ended([id])
                 ending = Ending(FinishReason.LENGTH, "", 1, index + 1, 0, 0, now, now, now, now)
             events.append(TokenEvent(id, now, index, Sampled(index), ending))
         return events

@@ -21,8 +21,11 @@ from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.driver import Driver
 from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.runtime.quotas import Quota, Quotas
 from superinfer_trt.runtime.trace import PlanTrace
 from superinfer_trt.sched.registry import AnyPolicy, make_policy
+from superinfer_trt.sched.rota_slack import RotaSlack
+from superinfer_trt.sched.shedding import Shedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +73,7 @@ class _World:
 
 def build_service(config: Config, outbox: Outbox) -> Service:
     """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError."""
-    policy = make_policy(config.scheduling.policy, **config.scheduling.parameters)
+    policy = policy_of(config)
     limits = limits_of(config, policy)
     clock = SystemClock()
     with ExitStack() as stack:
@@ -78,10 +81,10 @@ def build_service(config: Config, outbox: Outbox) -> Service:
         trace = PlanTrace()
         if config.scheduling.trace_file is not None:
             trace = PlanTrace(sink=stack.enter_context(_open_trace(config)))
-        inbox = BoundedInbox(clock, config.service.requests_max)
+        inbox = BoundedInbox(clock, config.service.requests_max, quotas_of(config))
         parts = Parts(
             clock=clock,
-            policy=policy,
+            policy=Shedding(policy) if config.service.shed == "certain" else policy,
             ledger=KvLedger(limits),
             transfers=world.transfers,
             engine=world.engine,
@@ -108,6 +111,29 @@ def build_service(config: Config, outbox: Outbox) -> Service:
             policy=policy.name,
             _stack=stack.pop_all(),
         )
+
+
+def policy_of(config: Config) -> AnyPolicy:
+    """The policy, with the tenants' weights where any differ. Raises ConfigError where it has no weights."""
+    name, parameters = config.scheduling.policy, dict(config.scheduling.parameters)
+    tenants = config.tenants
+    common = tenants.default.weight
+    weights = {tenant: q.weight / common for tenant, q in tenants.named.items() if q.weight != common}
+    if not weights:
+        return make_policy(name, **parameters)
+    if name != RotaSlack.name or "weights" in parameters:
+        why = "are in scheduling.parameters already" if name == RotaSlack.name else f"are unknown to {name}"
+        raise ConfigError(f"tenants.named: weights {why}; {RotaSlack.name} takes them from here alone")
+    return make_policy(name, **parameters, weights=weights)
+
+
+def quotas_of(config: Config) -> Quotas:
+    """The accounts of the tenants."""
+    default, *named = (
+        Quota(one.requests_max, one.tokens_max, one.blocks_max)
+        for one in (config.tenants.default, *config.tenants.named.values())
+    )
+    return Quotas(config.pools.block_tokens, default, dict(zip(config.tenants.named, named, strict=True)))
 
 
 def limits_of(config: Config, policy: AnyPolicy) -> Limits:

@@ -147,6 +147,35 @@ class SloClass(_Section):
     tbt_ms: float | None = Field(default=None, gt=0, le=86_400_000)
 
 
+class QuotaSection(_Section):
+    """What one tenant may have in flight, and its share."""
+
+    weight: float = Field(
+        default=1.0,
+        ge=0.001,
+        le=1000,
+        description="share of HBM under contention, beside the others' (policy rota-slack)",
+    )
+    requests_max: int | None = Field(default=None, ge=1, description="live requests; none: no limit")
+    tokens_max: int | None = Field(
+        default=None, ge=2, description="prompt and max_tokens of its live requests; none: no limit"
+    )
+    blocks_max: int | None = Field(
+        default=None, ge=1, description="KV blocks of as many tokens, in either tier; none: no limit"
+    )
+
+
+class TenantsSection(_Section):
+    """Quotas, enforced at the door: the next request is refused with RESOURCE_EXHAUSTED."""
+
+    default: QuotaSection = Field(
+        default=QuotaSection(), description="of each tenant not named, and of requests that name none"
+    )
+    named: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,64}$")], QuotaSection] = Field(
+        default_factory=dict, description="by tenant, with the fields of default"
+    )
+
+
 class ServiceSection(_Section):
     """How clients reach it."""
 
@@ -157,6 +186,11 @@ class ServiceSection(_Section):
         ge=1,
         le=1_000_000,
         description="live requests; the next is refused with RESOURCE_EXHAUSTED",
+    )
+    shed: Literal["off", "certain"] = Field(
+        default="off",
+        description="certain: refuses a waiting request, with RESOURCE_EXHAUSTED, as soon as it would "
+        "certainly miss its objective for the first token",
     )
     max_tokens_default: int = Field(
         default=128, ge=1, le=1 << 24, description="output tokens of a request that gives no max_tokens"
@@ -217,6 +251,7 @@ class Config(_Section):
     scheduling: SchedulingSection = SchedulingSection()
     trtllm: TrtllmSection = TrtllmSection()
     service: ServiceSection = ServiceSection()
+    tenants: TenantsSection = TenantsSection()
 
     @model_validator(mode="after")
     def _together(self) -> Config:
@@ -254,8 +289,7 @@ def dump(config: Config) -> str:
 def describe() -> Iterator[tuple[str, str, str, str]]:
     """(field, default, limits, description) of every field, for people."""
     for section, info in Config.model_fields.items():
-        for name, one in _kind(info).model_fields.items():
-            yield f"{section}.{name}", _default(one), _limits(one), one.description or ""
+        yield from _described(section, _kind(info))
 
 
 def _described(prefix: str, section: type[_Section]) -> Iterator[tuple[str, str, str, str]]:
@@ -311,6 +345,8 @@ def _explain(detail: ErrorDetails) -> str:
 
 
 def _siblings(location: list[str]) -> list[str]:
+    if location[0] == "tenants" and len(location) > 2:
+        return sorted(QuotaSection.model_fields)
     if len(location) > 1 and location[0] in Config.model_fields:
         return sorted(_kind(Config.model_fields[location[0]]).model_fields)
     return sorted(Config.model_fields)

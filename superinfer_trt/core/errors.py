@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from superinfer_trt.core.units import Nanos
+
 
 class SuperInferError(Exception):
     """Root of every error this package raises on purpose."""
@@ -21,17 +23,19 @@ class RefusalCode(Enum):
     DUPLICATE = "duplicate"  # an id already in use
     UNSUPPORTED = "unsupported"  # valid, but this engine cannot do it
     QUEUE_FULL = "queue_full"  # try again later
+    QUOTA = "quota"  # the tenant has as much in flight as it may; try again later
     DRAINING = "draining"  # the server is going away
 
 
 class Refused(SuperInferError):
     """The caller's fault: names the field and the limit, so that the caller can mend it."""
 
-    def __init__(self, code: RefusalCode, field: str, message: str) -> None:
+    def __init__(self, code: RefusalCode, field: str, message: str, retry_after: Nanos | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.code = code
         self.field = field
         self.message = message
+        self.retry_after = retry_after  # from now; None: trying again would not help, or nobody knows
 
 
 class ConfigError(SuperInferError):

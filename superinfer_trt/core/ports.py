@@ -164,8 +164,8 @@ class Inbox(Protocol):
         """Ends a request early; an unknown or finished id is ignored."""
         ...
 
-    def ended(self, count: int) -> None:
-        """`count` accepted requests have ended: as many places are free again."""
+    def ended(self, ids: Sequence[RequestId]) -> None:
+        """These accepted requests have ended: their places are free again. Each is told once."""
         ...
 
     def drain(self) -> tuple[Sequence[Request], Sequence[tuple[RequestId, FinishReason]]]:

@@ -190,8 +190,10 @@ class Order:
     """Static order inside each class. A key may change only when the request changes class, so
     that queues are kept in order and never sorted again.
 
-    `waiting_late`, `rotary_late`: the moment (nanoseconds) from which a waiting / rotary request counts as
-    late, static as well. A policy that names both gets `View.lanes`, kept in O(log n) a move.
+    `strict`: who waits is admitted in this order and never overtaken, so all prompts before one in the
+    queue are prefilled before it. `waiting_late`, `rotary_late`: the moment (nanoseconds) from which a
+    waiting / rotary request counts as late, static as well. A policy that names both gets `View.lanes`,
+    kept in O(log n) a move.
     """
 
     waiting: OrderKey
@@ -199,6 +201,7 @@ class Order:
     running: OrderKey
     waiting_late: OrderKey | None = None
     rotary_late: OrderKey | None = None
+    strict: bool = False
 
 
 def lanes_of(view: View, order: Order) -> Mapping[str, Lane]:

@@ -9,15 +9,23 @@ from collections.abc import Sequence
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.ports import Clock
 from superinfer_trt.core.request import FinishReason, Request
-from superinfer_trt.core.units import RequestId
+from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos, RequestId
+from superinfer_trt.runtime.quotas import Quotas
+
+RETRY_AFTER_MIN: Nanos = MILLISECOND
+RETRY_AFTER_MAX: Nanos = 60 * SECOND
 
 
 class BoundedInbox:
-    """core.ports.Inbox. `requests_max` bounds all accepted requests that have not ended."""
+    """core.ports.Inbox. `requests_max` bounds all accepted requests that have not ended, `quotas` those of
+    each tenant."""
 
-    def __init__(self, clock: Clock, requests_max: int) -> None:
+    def __init__(self, clock: Clock, requests_max: int, quotas: Quotas | None = None) -> None:
         self._clock = clock
         self._requests_max = requests_max
+        self._quotas = quotas
+        self._gap: Nanos = SECOND  # between two endings, an exponential average
+        self._last_ended: Nanos = -1
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._arrived: list[Request] = []
@@ -35,7 +43,7 @@ class BoundedInbox:
         return self._live
 
     def submit(self, request: Request) -> None:
-        """Accepts a request; raises Refused (queue full, draining)."""
+        """Accepts a request; raises Refused (queue full, quota, draining)."""
         with self._lock:
             if self._closed:
                 raise Refused(RefusalCode.DRAINING, "", self._closed)
@@ -44,7 +52,10 @@ class BoundedInbox:
                     RefusalCode.QUEUE_FULL,
                     "",
                     f"{self._live} requests are live, the limit is {self._requests_max}",
+                    self.retry_after(),
                 )
+            if self._quotas is not None:
+                self._count(self._quotas, request)
             self._live += 1
             self._arrived.append(request)
         self._clock.wake()
@@ -64,11 +75,33 @@ class BoundedInbox:
             cancels, self._cancels = self._cancels, []
         return arrived, cancels
 
-    def ended(self, count: int) -> None:
-        """`count` accepted requests have ended: as many places are free again."""
-        if count:
-            with self._lock:
-                self._live -= count
+    def ended(self, ids: Sequence[RequestId]) -> None:
+        """These accepted requests have ended: their places and their tenants' quotas are free again."""
+        if not ids:
+            return
+        now = self._clock.now()
+        with self._lock:
+            self._live -= len(ids)
+            if self._last_ended >= 0:
+                self._gap += ((now - self._last_ended) // len(ids) - self._gap) // 8
+            self._last_ended = now
+            if self._quotas is not None:
+                for id in ids:
+                    self._quotas.give(id)
+
+    def retry_after(self, share: float = 1.0) -> Nanos:
+        """When to try again for the place of one of `share` of all live requests: the mean time until one
+        of them ends, by how they ended of late; 1 s before any did. An estimate; 1 ms .. 60 s."""
+        return max(RETRY_AFTER_MIN, min(RETRY_AFTER_MAX, int(self._gap / share)))
+
+    def _count(self, quotas: Quotas, request: Request) -> None:
+        refusal = quotas.refusal(request)
+        if refusal is None:
+            quotas.take(request)
+            return
+        if refusal.code is RefusalCode.QUOTA:
+            refusal.retry_after = self.retry_after(quotas.in_flight(request.tenant).requests / self._live)
+        raise refusal
 
     def close(self, reason: str) -> None:
         """Refuses everything from now on, with `reason`."""

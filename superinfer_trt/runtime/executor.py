@@ -402,7 +402,7 @@ class Executor:
     def _emit(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            self._parts.inbox.ended(len([None for event in events if event.ending is not None]))
+            self._parts.inbox.ended([event.id for event in events if event.ending is not None])
             self._parts.outbox.emit(events)
 
     def _notice_stall(self) -> None:

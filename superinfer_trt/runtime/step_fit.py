@@ -16,6 +16,12 @@ FORGETTING = 0.98
 PULL = 1e-3
 """Weight of the defaults, in samples of a typical step."""
 
+MANY_TOKENS = 64
+"""Prefill tokens of a step that shows how fast prefill can be."""
+
+MANY_STEPS = 8
+"""Such steps before it is believed."""
+
 _SCALES = (1.0, 256.0, 512.0, 131_072.0)  # of a typical step: 1, rows, prefill tokens, context tokens
 _TOKEN_NS_MIN = 1.0
 _SIZE = len(_SCALES)
@@ -24,7 +30,7 @@ _SIZE = len(_SCALES)
 class StepFit:
     """Feed it every step; `forecast` is what a view shows."""
 
-    __slots__ = ("_moments", "_prior", "_products", "_steps", "forecast")
+    __slots__ = ("_fastest", "_many", "_moments", "_prior", "_products", "_steps", "forecast")
 
     def __init__(self) -> None:
         self.forecast = StepForecast()
@@ -34,6 +40,8 @@ class StepFit:
         self._products = [[0.0] * _SIZE for _ in range(_SIZE)]  # sum of x x'
         self._moments = [0.0] * _SIZE  # sum of x y, y in milliseconds
         self._steps = 0
+        self._many = 0
+        self._fastest = 0.0  # nanoseconds of a prefill token, of the fastest step of many; never forgotten
 
     def add(self, rows: int, prefill_tokens: int, context_tokens: int, took: Nanos) -> None:
         """A step of that work took `took` nanoseconds."""
@@ -45,10 +53,16 @@ class StepFit:
                 row[j] = FORGETTING * row[j] + x * y
             self._moments[i] = FORGETTING * self._moments[i] + x * milliseconds
         self._steps += 1
+        if prefill_tokens >= MANY_TOKENS and took > 0:
+            self._many += 1
+            token_ns = took / prefill_tokens
+            self._fastest = min(self._fastest, token_ns) if self._fastest else token_ns
         fitted = self._solve()
         natural = [c * MILLISECOND / scale for c, scale in zip(fitted, _SCALES, strict=True)]
         base_ns, row_ns, token_ns, context_ns = natural
-        self.forecast = StepForecast(base_ns, row_ns, max(token_ns, _TOKEN_NS_MIN), context_ns, self._steps)
+        token_ns = max(token_ns, _TOKEN_NS_MIN)
+        fastest = self._fastest if self._many >= MANY_STEPS else 0.0
+        self.forecast = StepForecast(base_ns, row_ns, token_ns, context_ns, self._steps, fastest)
 
     def _solve(self) -> list[float]:
         """Coefficients >= 0: the most negative one is left out until none is."""

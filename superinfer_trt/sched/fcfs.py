@@ -38,7 +38,7 @@ class Fcfs:
     name = "fcfs"
     rotates = False
     # Whoever was evicted came before all that still wait: in order of arrival it stands at the head.
-    order = Order(waiting=arrival, rotary=arrival, running=arrival)
+    order = Order(waiting=arrival, rotary=arrival, running=arrival, strict=True)
 
     def __init__(self, parameters: FcfsParameters | None = None) -> None:
         self.parameters = parameters or FcfsParameters()

@@ -39,7 +39,7 @@ class FcfsCap:
 
     name = "fcfs-cap"
     rotates = False
-    order = Order(waiting=arrival, rotary=arrival, running=arrival)
+    order = Order(waiting=arrival, rotary=arrival, running=arrival, strict=True)
 
     def __init__(self, parameters: FcfsCapParameters | None = None) -> None:
         self.parameters = parameters or FcfsCapParameters()

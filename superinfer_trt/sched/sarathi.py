@@ -37,7 +37,7 @@ class Sarathi:
 
     name = "sarathi"
     rotates = False
-    order = Order(waiting=arrival, rotary=arrival, running=arrival)
+    order = Order(waiting=arrival, rotary=arrival, running=arrival, strict=True)
 
     def __init__(self, parameters: SarathiParameters | None = None) -> None:
         self.parameters = parameters or SarathiParameters()

@@ -29,7 +29,7 @@ class TrtNoEvict:
 
     name = "trt-no-evict"
     rotates = False
-    order = Order(waiting=arrival, rotary=arrival, running=arrival)
+    order = Order(waiting=arrival, rotary=arrival, running=arrival, strict=True)
 
     def __init__(self, parameters: TrtNoEvictParameters | None = None) -> None:
         self.parameters = parameters or TrtNoEvictParameters()

@@ -18,7 +18,7 @@ import grpc
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import SECOND, Nanos, RequestId
-from superinfer_trt.serve.errors import STATUS_OF_ENDING, WireStatus, status_of
+from superinfer_trt.serve.errors import STATUS_OF_ENDING, WireStatus, retry_trailer, status_of
 from superinfer_trt.serve.logs import log_ending, log_refusal
 from superinfer_trt.serve.mapping import Accepted, Bounds, accept, text_chars
 from superinfer_trt.serve.output import Output
@@ -171,7 +171,10 @@ class Calls:
             raise Refused(RefusalCode.DRAINING, "", "the engine loop has ended")
         if len(self._live) >= self.requests_max:
             raise Refused(
-                RefusalCode.QUEUE_FULL, "", f"{self.requests_max} requests are live; try again later"
+                RefusalCode.QUEUE_FULL,
+                "",
+                f"{self.requests_max} requests are live; try again later",
+                self.service.inbox.retry_after(),
             )
         id = self.service.inbox.next_id()
         name = message.request_id or f"#{id}"
@@ -240,7 +243,10 @@ class Calls:
             raise Ended(WireStatus(grpc.StatusCode.UNAVAILABLE, "the server went away"))
         code = STATUS_OF_ENDING[reason]
         if code is not grpc.StatusCode.OK:
-            raise Ended(WireStatus(code, f"the request was {reason.value}; see its ending"))
+            trailers: tuple[tuple[str, str], ...] = ()
+            if reason is FinishReason.REJECTED:
+                trailers = (retry_trailer(self.service.inbox.retry_after()),)
+            raise Ended(WireStatus(code, f"the request was {reason.value}; see its ending", trailers))
 
     def _leave(self, name: str, live: _Live) -> None:
         """Gives the place back."""

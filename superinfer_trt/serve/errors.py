@@ -13,9 +13,11 @@ import grpc
 
 from superinfer_trt.core.errors import EngineFailed, RefusalCode, Refused, TransferFailed
 from superinfer_trt.core.request import FinishReason
+from superinfer_trt.core.units import MILLISECOND, Nanos, div_ceil
 
 FIELD_TRAILER = "superinfer-field"
 CODE_TRAILER = "superinfer-code"
+RETRY_TRAILER = "superinfer-retry-after-ms"
 REQUEST_ID_HEADER = "superinfer-request-id"
 
 STATUS_OF_REFUSAL: dict[RefusalCode, grpc.StatusCode] = {
@@ -25,6 +27,7 @@ STATUS_OF_REFUSAL: dict[RefusalCode, grpc.StatusCode] = {
     RefusalCode.DUPLICATE: grpc.StatusCode.ALREADY_EXISTS,
     RefusalCode.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     RefusalCode.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RefusalCode.QUOTA: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalCode.DRAINING: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -52,6 +55,8 @@ def status_of(error: BaseException) -> WireStatus:
         trailers = [(CODE_TRAILER, error.code.value)]
         if error.field:
             trailers.append((FIELD_TRAILER, _ascii(error.field)))
+        if error.retry_after is not None:
+            trailers.append(retry_trailer(error.retry_after))
         return WireStatus(STATUS_OF_REFUSAL[error.code], str(error), tuple(trailers))
     if isinstance(error, EngineFailed):
         return WireStatus(grpc.StatusCode.INTERNAL, "the model engine failed")
@@ -64,6 +69,11 @@ async def end_call(context: grpc.aio.ServicerContext[Any, Any], status: WireStat
     """Ends the call with `status`; raises grpc's own exception."""
     await context.abort(status.code, status.message, status.trailers)
     raise AssertionError("abort raises")
+
+
+def retry_trailer(retry_after: Nanos) -> tuple[str, str]:
+    """Whole milliseconds, at least 1."""
+    return RETRY_TRAILER, str(max(1, div_ceil(retry_after, MILLISECOND)))
 
 
 def _ascii(text: str) -> str:

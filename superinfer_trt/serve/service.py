@@ -24,7 +24,11 @@ class Door(Protocol):
         ...
 
     def submit(self, request: Request) -> None:
-        """Raises Refused when full or draining."""
+        """Raises Refused when full or draining, or beyond its tenant's quota."""
+        ...
+
+    def retry_after(self, share: float = 1.0) -> Nanos:
+        """When to try again for the place of one of `share` of all live requests; an estimate."""
         ...
 
     def cancel(self, id: RequestId, reason: FinishReason = FinishReason.CANCELLED) -> None:

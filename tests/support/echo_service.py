@@ -55,7 +55,7 @@ class EchoExecutor:
             events.append(self._token(id, now))
         self.totals.turns += 1
         if events:
-            self._inbox.ended(sum(event.ending is not None for event in events))
+            self._inbox.ended([event.id for event in events if event.ending is not None])
             self._outbox.emit(events)
         return bool(events)
 
