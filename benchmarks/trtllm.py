@@ -160,7 +160,7 @@ class Loop:
         self.rotation = Rotation(
             RotationParts(
                 policy=make_policy(policy),
-                ledger=KvLedger(self.limits),
+                ledger=KvLedger(self.limits, places=False),
                 transfers=link,
                 order=link,
                 cache=self.cache,

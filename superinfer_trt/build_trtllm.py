@@ -98,7 +98,7 @@ def install(
     rotation = Rotation(
         RotationParts(
             policy=policy,
-            ledger=KvLedger(limits),
+            ledger=KvLedger(limits, places=False),
             transfers=link.transfers,
             order=link.order,
             cache=executor.resource_manager.get_resource_manager(package.kv_key).impl,

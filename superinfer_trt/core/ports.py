@@ -89,6 +89,10 @@ class Ledger(Protocol):
         """The KV of the first `tokens` tokens is now written (the batch was collected)."""
         ...
 
+    def commit_all(self, ids: Iterable[RequestId], tokens: Iterable[int]) -> None:
+        """`commit` of each."""
+        ...
+
     def release(self, id: RequestId) -> None:
         """Gives all its slots back; those a copy still uses follow when it has landed."""
         ...

@@ -19,7 +19,7 @@ from superinfer_trt.core.step import Copy, CopyDone, CopyKind, Landing
 from superinfer_trt.core.units import NO_SLOT, RequestId, SlotId, Ticket
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.chain import Chain
-from superinfer_trt.kv.slots import SlotPool
+from superinfer_trt.kv.slots import SlotPool, SlotStack
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +32,12 @@ class _Flight:
 
 
 class KvLedger:
-    """The ledger of one executor (core.ports.Ledger)."""
+    """The ledger of one executor (core.ports.Ledger). `places` False: somebody else says where in HBM the
+    blocks are, device slots only count them (docs/adr/0009)."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, places: bool = True) -> None:
         self._block_tokens = limits.block_tokens
-        self._device = SlotPool(limits.device_blocks)
+        self._device = SlotPool(limits.device_blocks) if places else SlotStack(limits.device_blocks)
         self._host = SlotPool(limits.host_blocks, roomy=True)
         self._chains: dict[RequestId, Chain] = {}
         self._doomed: set[Chain] = set()
@@ -134,13 +135,18 @@ class KvLedger:
 
     def commit(self, id: RequestId, tokens: int) -> None:
         """The KV of the first `tokens` tokens is written. L5: `filled` grows here and nowhere else."""
-        chain = self._chains[id]
-        if not chain.tokens <= tokens <= chain.scheduled:
-            raise InvariantViolation(
-                f"request {id} commits {tokens} tokens; {chain.tokens} written, {chain.scheduled} scheduled"
-            )
-        chain.tokens = tokens
-        chain.facts.full_blocks = tokens // self._block_tokens
+        self.commit_all((id,), (tokens,))
+
+    def commit_all(self, ids: Iterable[RequestId], tokens: Iterable[int]) -> None:
+        """`commit` of each; a batch at once."""
+        chains, block_tokens = self._chains, self._block_tokens
+        for id, count in zip(ids, tokens, strict=True):
+            chain = chains[id]
+            if not chain.tokens <= count <= chain.scheduled:
+                state = f"{chain.tokens} written, {chain.scheduled} scheduled"
+                raise InvariantViolation(f"request {id} commits {count} tokens; {state}")
+            chain.tokens = count
+            chain.facts.full_blocks = count // block_tokens
 
     def release(self, id: RequestId) -> None:
         """Gives all its slots back; those a copy still uses follow when it has landed."""
@@ -159,9 +165,9 @@ class KvLedger:
         chains, turn, block_tokens = self._chains, plan.turn, self._block_tokens
         for id in plan.decode:
             chain = chains[id]
-            chain.scheduled += 1
+            chain.scheduled = scheduled = chain.scheduled + 1
             chain.touched = turn
-            if chain.scheduled > len(chain.device) * block_tokens:
+            if scheduled > len(chain.device) * block_tokens:
                 chain.device.append(self._device.take_one(chain.device[-1] + 1 if chain.device else NO_SLOT))
                 chain.facts.device_blocks = len(chain.device)
 

@@ -59,7 +59,12 @@ class SlotPool:
 
     def take_one(self, near: SlotId = NO_SLOT) -> SlotId:
         """One slot: `near` if an extent starts there."""
-        return self.take(1, near)[0]
+        if near not in self._length:
+            return self.take(1)[0]
+        length = self._remove(near)
+        if length > 1:
+            self._add(near + 1, length - 1)
+        return near
 
     def give(self, slots: Iterable[SlotId]) -> None:
         """Returns slots; that none is returned twice is audited by the ledger (L1)."""
@@ -125,3 +130,44 @@ class SlotPool:
         del self._by_size[length.bit_length()][start]
         self._free -= length
         return length
+
+
+class SlotStack:
+    """Slots 0 .. capacity - 1 that are numbers only: nothing adjoins, the newest free ones go first. What
+    `SlotPool` is, for a tier whose places somebody else gives out, at a cost that does not show."""
+
+    __slots__ = ("_slots", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._slots = array("i", range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        """Free slots."""
+        return len(self._slots)
+
+    def take(self, count: int, near: SlotId = NO_SLOT) -> array[int]:
+        """`count` slots; `near` does not matter."""
+        del near
+        slots = self._slots
+        left = len(slots) - count
+        if left < 0:
+            raise InvariantViolation(f"{count} slots wanted, {len(slots)} free: a plan was not checked")
+        taken = slots[left:]
+        del slots[left:]
+        return taken
+
+    def take_one(self, near: SlotId = NO_SLOT) -> SlotId:
+        """One slot; `near` does not matter."""
+        del near
+        if not self._slots:
+            raise InvariantViolation("1 slots wanted, 0 free: a plan was not checked")
+        return self._slots.pop()
+
+    def give(self, slots: Iterable[SlotId]) -> None:
+        """Returns slots; that none is returned twice is audited by the ledger (L1)."""
+        self._slots.extend(slots)
+
+    def free_slots(self) -> Iterator[SlotId]:
+        """The free slots, for the audit."""
+        return iter(self._slots)

@@ -301,11 +301,10 @@ class Executor:
         self.totals.step_ns += now - flight.launched
         for observer in self._observers:
             observer.stepped(flight.turn, flight.rows, flight.launched, now)
-        live, commit, waiting = self._roster.live, parts.ledger.commit, Phase.WAITING
-        for row in flight.rows:
-            # An evicted request's blocks are gone already; only its token counts.
-            if live[row.id].phase is not waiting:
-                commit(row.id, row.start + len(row.tokens))
+        live, waiting = self._roster.live, Phase.WAITING
+        # An evicted request's blocks are gone already; only its token counts.
+        rows = [row for row in flight.rows if live[row.id].phase is not waiting]
+        parts.ledger.commit_all([row.id for row in rows], [row.start + len(row.tokens) for row in rows])
         if outcome is None:
             for row in flight.rows:
                 sequence = self._roster.live[row.id]

@@ -161,8 +161,25 @@ class Roster:
             self._shift(self.live[id], Phase.ROTATING_IN)
         for chunk in plan.prefill:
             self.live[chunk.id].plan_chunk(chunk.length)
-        for id in plan.decode:
-            self.live[id].plan_decode()
+        self.decode(plan.decode)
+
+    def decode(self, ids: Iterable[RequestId]) -> list[Sequence]:
+        """Counts one decode step of each as if it were done; returns their records. Raises InvariantViolation
+        for one that cannot."""
+        live, block_tokens, decode = self.live, self._limits.block_tokens, Phase.DECODE
+        records = [live[id] for id in ids]
+        for record in records:
+            remaining, computed = record.remaining_tokens, record.computed_tokens
+            if record.phase is not decode or remaining <= 0:
+                phase = record.phase.value
+                raise InvariantViolation(f"decode of {record.id}: {phase}, {remaining} tokens left")
+            if computed == record.total_blocks * block_tokens:
+                record.total_blocks += 1
+            record.computed_tokens = computed + 1
+            record.produced_tokens += 1
+            record.stint_tokens += 1
+            record.remaining_tokens = remaining - 1
+        return records
 
     def _shift(self, sequence: Sequence, phase: Phase) -> None:
         self._lift(sequence)

@@ -100,15 +100,6 @@ class Sequence:
             self.stint_tokens += 1
             self.remaining_tokens -= 1
 
-    def plan_decode(self) -> None:
-        """Counts one decode step as if it were done."""
-        if self.computed_tokens == self.total_blocks * self.block_tokens:
-            self.total_blocks += 1
-        self.computed_tokens += 1
-        self.produced_tokens += 1
-        self.stint_tokens += 1
-        self.remaining_tokens -= 1
-
     def enter_device(self, now: Nanos) -> None:
         """A stay in HBM begins."""
         self.run_start = now

@@ -94,16 +94,18 @@ class Budget:
             self._unsynced,
         )
         block_tokens = self.view.limits.block_tokens
-        rows_left = min(self.tokens, self.seats)
+        rows = min(self.tokens, self.seats)
         decode = Phase.DECODE
         for candidate in self.view.running:
             if candidate.phase is not decode:
                 prefilling.append(candidate)
             elif candidate.remaining_tokens > 0:
                 residents.append(candidate)
-                rows_left -= 1
                 # View.decode_needs_block, spelled out: this is the only loop over all that run.
-                if rows_left >= 0 and candidate.computed_tokens >= candidate.device_blocks * block_tokens:
+                if (
+                    candidate.computed_tokens >= candidate.device_blocks * block_tokens
+                    and len(residents) <= rows
+                ):
                     needy.append(candidate)
             else:  # its last token is in the air: its blocks come free when that is collected
                 self.coming += candidate.device_blocks

@@ -148,12 +148,13 @@ class RotaSlack:
         late_until, ahead_from = view.now - self._lost, view.now + self._ahead_min
         decode = Phase.DECODE
         late, ahead = found.late, found.ahead
-        paces: set[Nanos] = set()
+        tightest = found.tightest
         rows = context_tokens = late_blocks = ahead_blocks = 0
         for candidate in view.running:
-            blocks, slo = candidate.device_blocks, candidate.slo
+            slo = candidate.slo
             tbt = slo.tbt
-            paces.add(tbt)
+            if tbt < tightest:  # noqa: PLR1730 - min() is a call for each
+                tightest = tbt
             if candidate.phase is not decode:
                 continue
             rows += 1
@@ -164,12 +165,12 @@ class RotaSlack:
             until = first + (candidate.produced_tokens - 1) * tbt  # due(), spelled out
             if until <= late_until or first - candidate.arrival > slo.ttft:
                 late.append(candidate)
-                late_blocks += blocks
+                late_blocks += candidate.device_blocks
             elif until > ahead_from and candidate.stint_tokens >= stint:
-                ahead.append((-until, candidate.id, candidate))
-                ahead_blocks += blocks
+                ahead.append(candidate)
+                ahead_blocks += candidate.device_blocks
         found.rows, found.context_tokens = rows, context_tokens
-        found.tightest = min(paces, default=found.tightest)
+        found.tightest = tightest
         found.late_blocks, found.ahead_blocks = late_blocks, ahead_blocks
         return found
 
@@ -234,8 +235,7 @@ class RotaSlack:
             turn.admit(fair("waiting_late"), lambda _: 0)
         stint = self.parameters.min_stint_tokens
         if turn.shortfall > 0:
-            residents.ahead.sort()
-            ahead_first = (candidate for _, _, candidate in residents.ahead)
+            ahead_first = sorted(residents.ahead, key=lambda c: (-due(c), c.id))
             budget.rotate_out(turn.shortfall, stint_tokens=stint, among=chain(spared, ahead_first))
         elif pressed:  # Late residents take time of every step that live prompts lack.
             budget.rotate_out(spare_blocks, stint_tokens=stint, among=spared, keep=1)
@@ -258,8 +258,7 @@ class _Residents:
         self.tightest: Nanos = 1 << 62  # TBT objective
         self.late: list[Candidate] = []
         self.late_blocks = 0
-        # Who may leave because the reader would not notice: (-due, id, who).
-        self.ahead: list[tuple[Nanos, RequestId, Candidate]] = []
+        self.ahead: list[Candidate] = []  # who may leave because the reader would not notice
         self.ahead_blocks = 0
 
     def spared(self, right: int, stint: int) -> tuple[list[Candidate], int]:

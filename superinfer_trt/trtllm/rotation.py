@@ -69,10 +69,24 @@ class _Flight:
     """A batch that upstream has launched: who is in it, and how many tokens of KV each has after it."""
 
     batch: UpstreamBatch
-    ids: frozenset[int]
     chunks: list[tuple[Record, int, bool]]  # (record, tokens, whether it brings a token)
+    ids: list[RequestId]  # of those that decode
     decodes: list[Record]
-    tokens: list[int]  # of each that decodes
+    tokens: list[int]
+
+    def forget(self, id: RequestId) -> None:
+        """The request has ended: what the batch brings it does not matter any more."""
+        if id in self.ids:
+            index = self.ids.index(id)
+            del self.ids[index], self.decodes[index], self.tokens[index]
+        self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id != id]
+
+    def of(self, batch: UpstreamBatch) -> bool:
+        """Whether upstream's `batch` is this one; another object may hold the same requests."""
+        if batch is self.batch:
+            return True
+        here = {id(request) for request in (*self.batch.context_requests, *self.batch.generation_requests)}
+        return here == {id(request) for request in (*batch.context_requests, *batch.generation_requests)}
 
 
 class Rotation:
@@ -91,7 +105,6 @@ class Rotation:
         self._plan = Plan(turn=0, now=0)  # of this turn
         self._planned: set[RequestId] = set()  # who may be in its batch
         self._batched: set[RequestId] = set()  # who was in the newest batch: these have an index in it
-        self._ending: set[RequestId] = set()  # whose last token has been planned
         self._strangers: list[UpstreamRequest] = []  # active ones that are none of ours
         self._flights: deque[_Flight] = deque()
         self._collected: list[_Flight] = []  # since the last sample
@@ -146,29 +159,21 @@ class Rotation:
             decode=self._decoding(batch.generation_requests),
         )
         self._check_chunks(actual)
-        records = [live[id] for id in actual.decode]
-        self._check_decodes(records)
         self.parts.ledger.apply(actual)
-        self._roster.enter(actual, plan.now)
-        self._launch(actual, records, batch)
+        self._roster.enter(replace(actual, decode=()), plan.now)
+        self._launch(actual, self._roster.decode(actual.decode), batch)
 
     def collected(self, batch: UpstreamBatch) -> None:
         """The tokens of this batch are on the host; they count from the next turn on."""
-        ids: frozenset[int] | None = None
         while self._flights:
             flight = self._flights.popleft()
-            if flight.batch is not batch and ids is None:  # another object may hold the same requests
-                everyone = (*batch.context_requests, *batch.generation_requests)
-                ids = frozenset([request.py_request_id for request in everyone if not request.is_dummy])
-            if flight.batch is batch or flight.ids == ids:
+            if flight.of(batch):
                 self._collected.append(flight)
                 return
-            if any(id in self._roster.live for id in flight.ids):
+            if flight.ids or flight.chunks:
                 break  # a batch may be passed over only when it failed and all its requests with it
-        raise InvariantViolation(
-            f"upstream has collected a batch of {len(batch.generation_requests)} "
-            f"decodes and {len(batch.context_requests)} chunks that is not under way"
-        )
+        rows = len(batch.generation_requests) + len(batch.context_requests)
+        raise InvariantViolation(f"upstream has collected a batch of {rows} rows that is not under way")
 
     def freed(self, request: UpstreamRequest) -> None:
         """Upstream takes everything back from a request: it ended, in whatever phase. Never waits."""
@@ -183,7 +188,8 @@ class Rotation:
         self._crossing.abandon(id)
         self.parts.ledger.release(id)
         self._batched.discard(id)
-        self._ending.discard(id)
+        for flight in (*self._flights, *self._collected):
+            flight.forget(id)
         del self._requests[id]
 
     # -- what has happened -------------------------------------------------------------------------
@@ -220,19 +226,17 @@ class Rotation:
             self._work = (0, 0, 0)
 
     def _commit(self) -> None:
-        commit, now, finished = self.parts.ledger.commit, self._now, Phase.FINISHED
+        ledger, totals, now = self.parts.ledger, self.totals, self._now
         for flight in self._collected:
             for record, tokens, sampled in flight.chunks:
-                if record.phase is not finished:
-                    commit(record.id, tokens)
-                    if sampled:
-                        self.totals.output_tokens += 1
-                        record.first_token = record.last_token = now
-            for record, tokens in zip(flight.decodes, flight.tokens, strict=True):
-                if record.phase is not finished:
-                    commit(record.id, tokens)
-                    record.last_token = now
-            self.totals.output_tokens += len(flight.decodes)
+                ledger.commit(record.id, tokens)
+                if sampled:
+                    totals.output_tokens += 1
+                    record.first_token = record.last_token = now
+            for record in flight.decodes:
+                record.last_token = now
+            ledger.commit_all(flight.ids, flight.tokens)
+            totals.output_tokens += len(flight.ids)
         self._collected.clear()
 
     def _land(self) -> None:
@@ -376,9 +380,9 @@ class Rotation:
         """Decodes before chunks: a prompt that does not fit ends upstream's walk over the list. Those whose
         last token is on its way pass, and strangers."""
         requests, completing = self._requests, self.parts.states.generation_to_complete
-        self._leave_out(self._batched - self._planned)
-        ending = [requests[id] for id in sorted(self._ending - self._planned)]
-        fitting = [request for request in ending if request.state_value >= completing]
+        skipping = sorted(self._batched - self._planned)
+        fitting = [requests[id] for id in skipping if requests[id].state_value >= completing]
+        self._leave_out(skipping)
         fitting += self._strangers
         fitting += [requests[id] for id in plan.decode]
         fitting += [requests[chunk.id] for chunk in plan.prefill]
@@ -402,7 +406,7 @@ class Rotation:
     def _decoding(self, generation: Sequence[UpstreamRequest]) -> tuple[RequestId, ...]:
         """Those of the plan's decodes that upstream has taken; the others are left out."""
         plan = self._plan
-        if {request.py_request_id for request in generation} == set(plan.decode):
+        if [request.py_request_id for request in generation] == list(plan.decode):
             return plan.decode
         taken = {self._expect(request) for request in generation if not request.is_dummy}
         self._leave_out(id for id in plan.decode if id not in taken)
@@ -423,29 +427,17 @@ class Rotation:
         if taken > ledger.device_free:
             raise InvariantViolation(f"the batch takes {taken} blocks > {ledger.device_free} free")
 
-    def _check_decodes(self, records: Iterable[Record]) -> None:
-        """Each may run. The block that one may need the ledger refuses by itself."""
-        decode, ending = Phase.DECODE, self._ending
-        for record in records:
-            remaining = record.remaining_tokens
-            if record.phase is not decode or remaining <= 1:
-                if record.phase is not decode or remaining <= 0:
-                    raise InvariantViolation(
-                        f"decode of {record.id}, which is {record.phase.value} with {remaining} tokens left"
-                    )
-                ending.add(record.id)
-
     def _launch(self, actual: Plan, decodes: list[Record], batch: UpstreamBatch) -> None:
         """The batch is a fact: `decodes` are its records, counts have moved."""
         live, chunks = self._roster.live, actual.prefill
         rows = [(live[c.id], c.start + c.length, live[c.id].phase is Phase.DECODE) for c in chunks]
-        self._ending.update([one.id for one, _, sampled in rows if sampled and not one.remaining_tokens])
         tokens = [record.computed_tokens for record in decodes]
-        self._batched = {*actual.decode, *[chunk.id for chunk in chunks]}
-        self._flights.append(_Flight(batch, frozenset(self._batched), rows, decodes, tokens))
+        context = sum([chunk.start for chunk in chunks]) + sum(tokens) - len(tokens)
+        whole = actual.decode is self._plan.decode and len(chunks) == len(self._plan.prefill)
+        self._batched = self._planned if whole else {*actual.decode, *[chunk.id for chunk in chunks]}
+        self._flights.append(_Flight(batch, rows, list(actual.decode), decodes, tokens))
         self._launched = actual.turn
         self.totals.batches += 1
         prefill_tokens = sum([chunk.length for chunk in chunks])
         self.totals.step_tokens += prefill_tokens + len(decodes)
-        context = sum([c.start for c in chunks]) + sum(tokens) - len(tokens)
         self._work = (len(rows) + len(decodes), prefill_tokens, context)

@@ -35,6 +35,8 @@ class ServiceTerms:
         """The request's own terms where it brings them. It arrives when its worker first sees it. An
         objective that is none is passed over: the loop of all requests does not end for one."""
         asked = getattr(request, "py_scheduling_params", None)
+        if asked is None:
+            return Terms(self.slo, self.tenant, now)
         ttft = _nanos(getattr(asked, "ttft_slo_s", None), self.slo.ttft)
         tbt = _nanos(getattr(asked, "tbt_slo_s", None), self.slo.tbt)
         tenant = getattr(asked, "tenant", None)

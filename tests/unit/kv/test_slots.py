@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from superinfer_trt.core.errors import InvariantViolation
 from superinfer_trt.core.units import NO_SLOT
-from superinfer_trt.kv.slots import SlotPool
+from superinfer_trt.kv.slots import SlotPool, SlotStack
 
 
 def runs(slots: list[int]) -> int:
@@ -107,3 +107,27 @@ def test_what_is_not_there_is_not_given() -> None:
     with pytest.raises(InvariantViolation, match="2 slots wanted"):
         pool.take(2, near=1)
     assert list(pool.take(0)) == []
+
+
+@given(capacity=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_slots_without_places_are_those_of_a_set(capacity: int, seed: int) -> None:
+    random = Random(seed)
+    pool, free, held = SlotStack(capacity), set(range(capacity)), list[int]()
+    for _ in range(40):
+        if held and random.randrange(2):
+            slots = [held.pop(random.randrange(len(held))) for _ in range(random.randint(1, len(held)))]
+            pool.give(slots)
+            free.update(slots)
+        elif free:
+            count = random.randint(1, len(free))
+            taken = list(pool.take(count, 3)) if random.randrange(2) else [pool.take_one(3)]
+            assert free.issuperset(taken)
+            assert len(set(taken)) == len(taken)
+            free.difference_update(taken)
+            held += taken
+        assert len(pool) == len(free)
+        assert sorted(pool.free_slots()) == sorted(free)
+    for take in (lambda: pool.take(len(pool) + 1), lambda: [pool.take_one() for _ in range(len(pool) + 1)]):
+        with pytest.raises(InvariantViolation, match="not checked"):
+            take()
