@@ -68,6 +68,7 @@ def server_options(made: Config) -> ServerOptions:
         metrics_host=service.metrics_host,
         metrics_port=service.metrics_port,
         facade=service.facade,
+        model_name="" if made.engine.name in ("sim", "pattern") else made.model.name,
         default_max_tokens=service.max_tokens_default,
         default_slo=_slo(scheduling.ttft_slo_ms, scheduling.tbt_slo_ms),
         slo_classes={

@@ -36,10 +36,15 @@ Call = grpc.aio.ServicerContext[Any, Any]
 
 
 class Facade(TrtllmServiceServicer):
-    """The calls of TrtllmService. `slo_classes`: objectives by the class in front of a request's id."""
+    """The calls of TrtllmService.
 
-    def __init__(self, calls: Calls, slo_classes: Mapping[str, Slo]) -> None:
+    `model_name`: what gateways call the model; empty: its own name. `slo_classes`: objectives by the class in
+    front of a request's id.
+    """
+
+    def __init__(self, calls: Calls, model_name: str, slo_classes: Mapping[str, Slo]) -> None:
         self._calls = calls
+        self._model_name = model_name
         self._slo_classes = slo_classes
         self._closing = asyncio.Event()
         self._subscribers = 0
@@ -98,7 +103,7 @@ class Facade(TrtllmServiceServicer):
         self, request: trt.GetModelInfoRequest, context: Call
     ) -> trt.GetModelInfoResponse:
         del request, context
-        return facade_info.model_info(self._calls.service, self._calls.bounds)
+        return facade_info.model_info(self._calls.service, self._calls.bounds, self._model_name)
 
     async def GetServerInfo(  # noqa: N802
         self, request: trt.GetServerInfoRequest, context: Call

@@ -21,14 +21,14 @@ CHUNK_BYTES = 512 << 10  # well below the 4 MiB that clients take by default
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same archive for the same files
 
 
-def model_info(service: Service, bounds: Bounds) -> trt.GetModelInfoResponse:
-    """What is served, and the limits of a request."""
+def model_info(service: Service, bounds: Bounds, name: str) -> trt.GetModelInfoResponse:
+    """What is served, and the limits of a request. `name`: empty takes the model's own, or the engine's."""
     model = service.model
     features = ["streaming", "logprobs", "slo"]
     if service.tokenizer is not None:
         features.append("stop_strings")
     return trt.GetModelInfoResponse(
-        model_id=model.name if model is not None else service.engine,
+        model_id=name or (model.name if model is not None else service.engine),
         max_input_len=bounds.request_tokens_max - 1,
         max_seq_len=bounds.request_tokens_max,
         max_batch_size=service.limits.seats,

@@ -13,14 +13,19 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 
 _SECONDS_PER_MS = MILLISECOND / SECOND
-_UNSAID = {pb.FINISH_REASON_REJECTED, pb.FINISH_REASON_FAILED}
-"""Endings that are told by the status of the call, with no `complete` before it."""
+_REASONS = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
+"""Other endings are told by the status of the call, with no `complete` before it. The service knows
+"stop_word" as well, but a gateway hands it on to clients that do not: `matched_stop` says what it was."""
 
 
 class FacadeOutput:
     """Collects the output of `request` and says it as a gateway wants it: in chunks, or once.
 
-    `model_stop_ids`: the model's own, which end with "stop" and not with "stop_word".
+    `model_stop_ids`: the model's own.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class FacadeOutput:
         self._take(response.delta)
         if self._request.streaming and len(self._ids) > fresh:
             yield self._chunk(fresh)
-        if response.HasField("ending") and response.ending.finish_reason not in _UNSAID:
+        if response.HasField("ending") and response.ending.finish_reason in _REASONS:
             yield self._complete(response.ending)
 
     def _take(self, delta: pb.Delta) -> None:
@@ -76,26 +81,18 @@ class FacadeOutput:
             kept = tokens_of_text(self._ids, len(self._text), self._tokenizer)
         complete = trt.GenerateComplete(
             output_token_ids=self._ids[:kept],
-            finish_reason=self._reason(ending),
+            finish_reason=_REASONS[ending.finish_reason],
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._made,
             logprobs=self._logprobs[:kept],
         )
         if ending.HasField("matched_string"):
             complete.matched_stop_str = ending.matched_string
-        elif complete.finish_reason == "stop_word":
+        elif ending.HasField("matched_token_id") and ending.matched_token_id in self._asked_stop_ids:
             complete.matched_token_id = ending.matched_token_id
         if self._request.output_config.return_perf_metrics:
             _write_metrics(complete.perf_metrics, ending.timings, ending.usage.output_tokens)
         return trt.GenerateResponse(request_id=self._request.request_id, complete=complete)
-
-    def _reason(self, ending: pb.Ending) -> str:
-        if ending.finish_reason == pb.FINISH_REASON_LENGTH:
-            return "length"
-        if ending.finish_reason == pb.FINISH_REASON_CANCELLED:
-            return "cancelled"
-        asked = ending.HasField("matched_string") or ending.matched_token_id in self._asked_stop_ids
-        return "stop_word" if asked else "stop"
 
 
 def tokens_of_text(ids: Sequence[int], characters: int, tokenizer: Tokenizer) -> int:

@@ -53,7 +53,8 @@ class ServerOptions:
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
     `metrics_port` 0: any free one; None: no metrics endpoint.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
-    gateways for TensorRT-LLM is there too. `slo_classes`: objectives by the class in front of its ids.
+    gateways for TensorRT-LLM is there too; it shows them `model_name` (empty: the model's own).
+    `slo_classes`: objectives by the class in front of its ids.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +67,7 @@ class ServerOptions:
     metrics_port: int | None = None
     reflection: bool = True
     facade: bool = True
+    model_name: str = ""
     default_max_tokens: int = 128
     default_slo: Slo = field(default_factory=Slo)
     slo_classes: Mapping[str, Slo] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Server:
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
         self.calls.tally.name_classes(options.slo_classes)
         self._servicer = Servicer(self.calls)
-        self._facade = Facade(self.calls, options.slo_classes) if options.facade else None
+        self._facade = Facade(self.calls, options.model_name, options.slo_classes) if options.facade else None
         self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
         self._server = grpc.aio.server(options=_channel_options(options))
