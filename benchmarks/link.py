@@ -165,19 +165,22 @@ def measure_submit(copies: int, blocks: int, jobs: int) -> dict[str, object]:
     )
     ids = list(ways)
     submits, natives, polls = [], [], []
-    native = rig.link._engine.submit  # noqa: SLF001
 
     class Timed:
-        """The native engine with a watch on its submit."""
+        """The native engine with a watch on its submits."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(engine, name)
+            call = getattr(engine, name)
+            return self.watched(call) if name.startswith("submit") else call
 
-        def submit(self, *arguments: object) -> object:
-            begin = time.perf_counter_ns()
-            first = native(*arguments)  # type: ignore[arg-type]
-            natives.append(time.perf_counter_ns() - begin)
-            return first
+        def watched(self, call: Callable[..., object]) -> Callable[..., object]:
+            def timed(*arguments: object) -> object:
+                begin = time.perf_counter_ns()
+                first = call(*arguments)
+                natives.append(time.perf_counter_ns() - begin)
+                return first
+
+            return timed
 
     engine = rig.link._engine  # noqa: SLF001
     for turn in range(jobs):

@@ -5,6 +5,7 @@
 # or forked engine.
 
 from array import array
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias, TypedDict, overload
 
 import numpy as np
@@ -77,18 +78,20 @@ class Engine:
         host_threads: int = 1,
         budget: Budget | None = None,
     ) -> None: ...
-    # Pools in parts: each of [blocks, bytes], rows may lie apart; a block is its parts in order.
+    # Pools in parts: each of [blocks, bytes], rows may lie apart; a block is its parts in order. The
+    # device's are memory of the GPU with `cuda`.
     @overload
     def __init__(
         self,
         *,
-        device_parts: list[NDArray[np.uint8]],
-        host_parts: list[NDArray[np.uint8]],
+        device_parts: Sequence[object],
+        host_parts: Sequence[NDArray[np.uint8]],
         d2h_bytes_per_s: float,
         h2d_bytes_per_s: float,
         queue_groups_max: int,
         queue_bytes_max: int,
         slice_bytes_max: int,
+        cuda: CudaChoice | None = None,
         host_threads: int = 1,
         budget: Budget | None = None,
     ) -> None: ...
@@ -103,6 +106,10 @@ class Engine:
         after: _Int64s,
         flags: _Bytes | None = None,
     ) -> int | None: ...
+    # One group, without the arrays around it; `flags` of this group.
+    def submit_group(
+        self, direction: int, source: _Int32s, target: _Int32s, after: int, flags: int
+    ) -> int | None: ...
     # Under this name TensorRT plugins find it; LinkError without streams. The name is free when it goes.
     def publish(self, key: str) -> None: ...
     def mark(self, turn: int) -> None: ...
@@ -111,7 +118,8 @@ class Engine:
     def stream_wait(self, ticket: int, stream: int, external: bool) -> bool: ...
     # Fills both arrays with ended groups; returns how many. Never waits.
     def poll(self, tickets: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> int: ...
-    # Whether a group has ended and is not polled; False when none is to come or the time is over.
+    # Whether a group has ended and is not polled; False when none is to come, the time is over or the
+    # interpreter is about to end.
     def wait(self, timeout_s: float) -> bool: ...
     # Told as CANCELLED; no effect on a ticket that was told. ValueError for one that was never given.
     def cancel(self, ticket: int) -> None: ...
@@ -123,7 +131,9 @@ class Engine:
 # copy in that group g of layers must see, 0 none. `withdraw` returns when no plugin is inside.
 class Berth:
     def __init__(self, key: str) -> None: ...
-    def step(self, turn: int, tickets: NDArray[np.int64]) -> None: ...
+    def step(self, turn: int, tickets: _Int64s) -> None: ...
+    # Rows of plans that were skipped so far; LinkError without an engine that rotates.
+    def refused(self, direction: int) -> int: ...
     def withdraw(self) -> None: ...
 
 def allocate(blocks: int, block_bytes: int) -> NDArray[np.uint8]: ...

@@ -72,14 +72,15 @@ class DuplexLink:
     `ok` False. With `cuda` the device pool is an array of the same shape in that GPU's memory, the
     host pool page-locked (PinnedMemory), and rates are usually 0. A pool that is not block-first is a
     sequence of parts, each [blocks, bytes of it a block], whose rows may lie apart: two a layer, or values
-    and their scales; a block is its parts in order, and both tiers have as many bytes of it.
+    and their scales; a block is its parts in order, and both tiers have as many bytes of it. (The first
+    part in a PinnedMemory starts where that does, if it has chunks.)
     `host_threads` copy for each direction. Raises ConfigError for pools or limits that cannot work, and
     with `cuda` where there is no driver.
     """
 
     def __init__(
         self,
-        device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]],
+        device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8] | DeviceArray],
         host_pool: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
         *,
         cuda: CudaLink | None = None,
@@ -130,31 +131,31 @@ class DuplexLink:
         """
         if not copies:
             return ()
-        alone = len(copies) == 1  # the usual rotation: its own arrays go down as they are
-        source = _own(copies[0].source) if alone else array("i")
-        target = _own(copies[0].target) if alone else array("i")
-        offsets, after, flags = array("q", (0,)), array("q"), array("B")
-        for copy in copies:
-            if copy.direction is not direction:
-                raise ValueError(f"copy of {copy.id}: {copy.kind.value} does not go {direction.value}")
-            if source is not copy.source:
-                _extend(source, copy.source, copy, "source")
-            if target is not copy.target:
-                _extend(target, copy.target, copy, "target")
-            if len(source) != len(target):
-                raise ValueError(
-                    f"copy of {copy.id}: {len(copy.source)} sources and {len(copy.target)} targets"
-                )
-            offsets.append(len(source))
-            after.append(copy.after)
-            flags.append(_duplexkv.EAGER if copy.kind is CopyKind.SYNC else 0)
         try:
-            first = self._engine.submit(_LANE[direction], source, target, offsets, after, flags)
+            first = self._queue(direction, copies)
         except _duplexkv.LinkError as error:
             raise TransferFailed(str(error)) from error
         if first is None:
             return None
         return [Ticket(ticket) for ticket in range(first, first + len(copies))]
+
+    def _queue(self, direction: Direction, copies: Sequence[Copy]) -> int | None:
+        lane = _LANE[direction]
+        if len(copies) == 1:  # the usual rotation: its own arrays go down as they are
+            copy = copies[0]
+            _check_copy(copy, direction)
+            source, target = _ids(copy.source, copy, "source"), _ids(copy.target, copy, "target")
+            return self._engine.submit_group(lane, source, target, copy.after, _flags(copy))
+        source, target = array("i"), array("i")
+        offsets, after, flags = array("q", (0,)), array("q"), array("B")
+        for copy in copies:
+            _check_copy(copy, direction)
+            _extend(source, copy.source, copy, "source")
+            _extend(target, copy.target, copy, "target")
+            offsets.append(len(source))
+            after.append(copy.after)
+            flags.append(_flags(copy))
+        return self._engine.submit(lane, source, target, offsets, after, flags)
 
     def mark(self, turn: int) -> None:
         """Copies with `after <= turn` may start. Raises TransferFailed when closed."""
@@ -266,34 +267,41 @@ class _Limits(TypedDict):
 
 
 def _make_engine(
-    device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]],
+    device_pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8] | DeviceArray],
     host_pool: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
     cuda: CudaLink | None,
     limits: _Limits,
 ) -> _duplexkv.Engine:
     """An engine over two pools, or over their parts if either comes in parts."""
+    choice = None if cuda is None else cuda.native()
     if isinstance(device_pool, Sequence) or isinstance(host_pool, Sequence):
-        if cuda is not None:
-            raise ConfigError("link: pools in parts are not for a GPU in this version")
-        parts = {
-            "device_parts": _parts("device_pool", device_pool),
-            "host_parts": _parts("host_pool", host_pool),
-        }
-        return _duplexkv.Engine(**parts, **limits)
+        return _duplexkv.Engine(
+            device_parts=_parts("device_pool", device_pool, on_gpu=cuda is not None),
+            host_parts=_host_parts("host_pool", host_pool),
+            cuda=choice,
+            **limits,
+        )
     _check_pool("host_pool", host_pool)
     if cuda is None:
         _check_pool("device_pool", device_pool)
-    return _duplexkv.Engine(device_pool, host_pool, **limits, cuda=None if cuda is None else cuda.native())
+    return _duplexkv.Engine(device_pool, host_pool, **limits, cuda=choice)
 
 
 def _parts(
-    field: str, pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8]]
-) -> list[NDArray[np.uint8]]:
-    """The parts of a pool; a block-first one is its own."""
+    field: str,
+    pool: NDArray[np.uint8] | DeviceArray | Sequence[NDArray[np.uint8] | DeviceArray],
+    *,
+    on_gpu: bool,
+) -> Sequence[object]:
+    """The parts of a pool; a block-first one is its own. Those of a GPU the native module looks at."""
+    if on_gpu:
+        return pool if isinstance(pool, Sequence) else [pool]
+    return _host_parts(field, pool)
+
+
+def _host_parts(field: str, pool: object) -> list[NDArray[np.uint8]]:
     if not isinstance(pool, Sequence):
-        _check_pool(field, pool)
-        assert isinstance(pool, np.ndarray)
-        return [pool]
+        return [_check_pool(field, pool)]
     for part in pool:
         if not isinstance(part, np.ndarray):
             raise ConfigError(f"link: parts of {field} must be numpy arrays, got {type(part).__name__}")
@@ -310,7 +318,7 @@ def _close(engine: _duplexkv.Engine) -> None:
         engine.close()
 
 
-def _check_pool(field: str, pool: NDArray[np.uint8] | DeviceArray) -> None:
+def _check_pool(field: str, pool: object) -> NDArray[np.uint8]:
     if not isinstance(pool, np.ndarray):
         raise ConfigError(f"link: {field} must be a numpy array, got {type(pool).__name__}")
     if pool.dtype != np.uint8 or pool.ndim != 2 or not pool.flags.c_contiguous or not pool.flags.writeable:
@@ -318,11 +326,27 @@ def _check_pool(field: str, pool: NDArray[np.uint8] | DeviceArray) -> None:
             f"link: {field} must be C-contiguous writable uint8 [blocks, block_bytes], "
             f"got {pool.dtype} of shape {pool.shape}"
         )
+    return pool
 
 
-def _own(slots: Sequence[SlotId]) -> array[int]:
-    """`slots` itself if it is int32 already, otherwise an array to extend."""
-    return slots if isinstance(slots, array) and slots.typecode == "i" else array("i")
+def _flags(copy: Copy) -> int:
+    return _duplexkv.EAGER if copy.kind is CopyKind.SYNC else 0
+
+
+def _check_copy(copy: Copy, direction: Direction) -> None:
+    if copy.direction is not direction:
+        raise ValueError(f"copy of {copy.id}: {copy.kind.value} does not go {direction.value}")
+    if len(copy.source) != len(copy.target):
+        raise ValueError(f"copy of {copy.id}: {len(copy.source)} sources and {len(copy.target)} targets")
+
+
+def _ids(slots: Sequence[SlotId], copy: Copy, field: str) -> array[int]:
+    """`slots` itself if it is int32 already."""
+    if isinstance(slots, array) and slots.typecode == "i":
+        return slots
+    ids = array("i")
+    _extend(ids, slots, copy, field)
+    return ids
 
 
 def _extend(ids: array[int], slots: Sequence[SlotId], copy: Copy, field: str) -> None:

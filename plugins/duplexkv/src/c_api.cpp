@@ -101,12 +101,7 @@ Status to_engine_config(const dkv_config& given, duplexkv::EngineConfig* out) {
 }
 
 Status make_parts(const dkv_config& given, duplexkv::EngineParts* out) {
-  if (given.backend == DKV_BACKEND_CUDA) {
-    if (given.device_segments != nullptr || given.host_segments != nullptr) {
-      return fail(Status::Unsupported, "segments: not with DKV_BACKEND_CUDA in this version");
-    }
-    return duplexkv::cuda::make_gpu(given, &out->gpu);
-  }
+  if (given.backend == DKV_BACKEND_CUDA) return duplexkv::cuda::make_gpu(given, &out->gpu);
   duplexkv::HostBackendConfig config;
   if (given.host_threads != 0) config.threads = given.host_threads;
   if (given.host_segments == nullptr && given.host_base != nullptr &&

@@ -27,15 +27,6 @@ GpuStatus refuse_legacy(const char* call) noexcept {
   return GpuStatus::Failed;
 }
 
-RotationPools pools_of(const GpuConfig& config) noexcept {
-  if (config.block_bytes == 0) return {};
-  return {.device_base = config.device_base,
-          .device_blocks = config.device_bytes / config.block_bytes,
-          .host_base = config.host.base,
-          .host_blocks = config.host.bytes / config.block_bytes,
-          .block_bytes = config.block_bytes};
-}
-
 // Of the text that names what was measured.
 constexpr int kRoutesVersion = 1;
 
@@ -65,7 +56,7 @@ CudaGpu::CudaGpu(const GpuConfig& config, std::unique_ptr<Device> device)
       device_(std::move(device)),
       driver_(device_->driver()),
       kernels_(device_.get(), config.kernels, config.sms_max),
-      rotations_(device_.get(), &kernels_, pools_of(config)),
+      rotations_(device_.get(), &kernels_, config.pools),
       table_(kernels_.routes()) {}
 
 CudaGpu::~CudaGpu() {
@@ -235,7 +226,9 @@ Progress CudaGpu::query(Event event) noexcept {
 
 Route CudaGpu::route_of(const Slice& slice) const noexcept {
   if (config_.route != Route::Auto) return config_.route;
-  const bool out = slice.source.front() - config_.device_base < config_.device_bytes;
+  const std::uintptr_t first = slice.source.front();
+  const bool out = std::any_of(config_.device.begin(), config_.device.end(),
+                               [first](const MemoryRange& range) { return range.holds(first); });
   const std::uint64_t bytes =
       std::accumulate(slice.bytes.begin(), slice.bytes.end(), std::uint64_t{0});
   return table_.choose(out ? DKV_D2H : DKV_H2D, bytes, slice.bytes.size());

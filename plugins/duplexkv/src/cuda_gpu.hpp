@@ -22,6 +22,13 @@
 
 namespace duplexkv::cuda {
 
+struct MemoryRange {
+  std::uintptr_t base = 0;
+  std::uint64_t bytes = 0;
+
+  [[nodiscard]] bool holds(std::uintptr_t address) const noexcept { return address - base < bytes; }
+};
+
 struct GpuConfig {
   const Driver* driver = nullptr;
   int ordinal = 0;
@@ -31,11 +38,9 @@ struct GpuConfig {
   const void* kernels = nullptr;      // an image, or none
   const char* routes_file = nullptr;  // none: measured at each start
   double calibration_s = 0.05;        // 0: what is published is believed
-  // What the slices' device side lies in: tells the direction of a slice.
-  std::uintptr_t device_base = 0;
-  std::uint64_t device_bytes = 0;
-  HostChunks host;                // what their other side lies in
-  std::uint64_t block_bytes = 0;  // of both, block-first; 0: not known, and nothing is rotated
+  std::vector<MemoryRange> device;    // where the slices' device side lies: tells their direction
+  HostChunks host;                    // what their other side lies in
+  RotationPools pools;                // of a block-first engine; none: nothing is rotated
 };
 
 // One stream of ours and what copies in it.

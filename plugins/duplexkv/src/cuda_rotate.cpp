@@ -35,6 +35,9 @@ Status Rotations::check(const dkv_rotation& rotation) const noexcept {
                 "rotate: no copy kernel for compute capability %d.%d in this build reads a plan",
                 device_->facts().capability / 10, device_->facts().capability % 10);
   }
+  if (pools_.block_bytes == 0) {
+    return fail(Status::Unsupported, "rotate: the engine's pools are not block-first");
+  }
   if (counters_ == nullptr) {
     return fail(Status::Unsupported, "rotate: there was no page-locked memory for its counters");
   }

@@ -1,8 +1,9 @@
 #include "engine.hpp"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cmath>
 
@@ -41,6 +42,15 @@ Status check_config(const EngineConfig& config) noexcept {
   }
   return Status::Ok;
 }
+
+// Memory of ids kept for groups to come. A ring has thousands of places, each used once in a while:
+// the newest of these is in a cache, and the place's own, or new memory, is not.
+constexpr std::size_t kSparesMax = 64;
+
+// Forks that led to this process: to ask the system for its id takes a call of the system.
+std::atomic<unsigned> forks{0};
+[[maybe_unused]] const int fork_hook =
+    pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
 
 constexpr std::array kAllUrgencies{Urgency::Urgent, Urgency::Eager};
 constexpr unsigned kKnownFlags = DKV_EAGER;
@@ -104,11 +114,12 @@ Status Engine::lay_out(const EngineConfig& config, Layouts* out) {
 Engine::Engine(const EngineConfig& config, Layouts layouts, EngineParts* parts)
     : config_(config),
       layouts_(std::move(layouts)),
-      process_(getpid()),
+      forks_(forks.load(std::memory_order_relaxed)),
       gpu_(std::move(parts->gpu)),
       turns_(gpu_.get()),
       device_book_(std::move(parts->device_book)),
       host_book_(std::move(parts->host_book)) {
+  spares_.reserve(kSparesMax);
   if (device_book_ == nullptr) device_book_ = std::make_unique<Book>(config.device.blocks);
   if (host_book_ == nullptr) host_book_ = std::make_unique<Book>(config.host.blocks);
 }
@@ -166,7 +177,7 @@ LaneConfig Engine::lane_config(Direction direction) const {
 }
 
 bool Engine::forked() const noexcept {
-  return process_ != getpid();
+  return forks_ != forks.load(std::memory_order_relaxed);
 }
 
 Status Engine::usable() const {
@@ -276,14 +287,27 @@ Status Engine::take(Side* side, const Submission& submission) {
   return status;
 }
 
-void Engine::release(Side* side, const Group& group) {
-  side->source_book->drop_readers(group.source);
-  side->target_book->drop_writers(group.target);
-  side->unpolled_bytes.fetch_sub(group.bytes, std::memory_order_relaxed);
+void Engine::release(Side* side, Group* group) noexcept {
+  side->source_book->drop_readers(group->source);
+  side->target_book->drop_writers(group->target);
+  side->unpolled_bytes.fetch_sub(group->bytes, std::memory_order_relaxed);
+  keep_spare(group);
+}
+
+void Engine::keep_spare(Group* group) noexcept {
+  if (spares_.size() == spares_.capacity()) return;
+  spares_.push_back({.source = std::move(group->source), .target = std::move(group->target)});
+}
+
+void Engine::use_spare(Group* group) noexcept {
+  if (spares_.empty()) return;
+  group->source.swap(spares_.back().source);
+  group->target.swap(spares_.back().target);
+  spares_.pop_back();
 }
 
 // Writes the groups into free slots of the rings, for the lane to see once they are published.
-void Engine::fill(Side* side, const Submission& submission) const {
+void Engine::fill(Side* side, const Submission& submission) {
   std::array<std::uint64_t, kUrgencies> next{};
   for (const Urgency urgency : kAllUrgencies)
     next[static_cast<std::size_t>(urgency)] = side->lane.ring(urgency).submitted();
@@ -292,6 +316,7 @@ void Engine::fill(Side* side, const Submission& submission) const {
     const Ids target = part(submission.target, submission, i);
     const Urgency urgency = urgency_of(submission, i);
     Group& group = side->lane.ring(urgency).at(next[static_cast<std::size_t>(urgency)]++);
+    use_spare(&group);
     group.source.assign(source.begin(), source.end());
     group.target.assign(target.begin(), target.end());
     group.ticket = next_ticket_ + static_cast<std::int64_t>(i);
@@ -341,12 +366,12 @@ std::size_t Engine::poll_ring(Side* side, GroupRing* ring, std::span<std::int64_
   const std::uint64_t begin = ring->polled();
   const std::uint64_t end = std::min<std::uint64_t>(ring->landed(), begin + tickets.size());
   for (std::uint64_t sequence = begin; sequence < end; ++sequence) {
-    const Group& group = ring->at(sequence);
+    Group& group = ring->at(sequence);
     tickets[sequence - begin] = group.ticket;
     outcomes[sequence - begin] =
         static_cast<std::uint8_t>(group.cancelled() ? Outcome::Cancelled : group.outcome);
     // One that was cancelled in the queue has been released then.
-    if (group.hold.load(std::memory_order_relaxed) != Hold::Cancelled) release(side, group);
+    if (group.hold.load(std::memory_order_relaxed) != Hold::Cancelled) release(side, &group);
   }
   ring->publish_polled(end);
   return end - begin;

@@ -4,8 +4,6 @@
 // waits for a copy but wait() and close(). Tickets are counted over both lanes.
 #pragma once
 
-#include <sys/types.h>
-
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -121,6 +119,11 @@ class Engine {
     PoolLayout device;
     PoolLayout host;
   };
+  // The memory of a group's ids.
+  struct IdLists {
+    std::vector<std::int32_t> source;
+    std::vector<std::int32_t> target;
+  };
   // Groups and bytes that a submission adds to a lane.
   struct Load {
     std::array<std::size_t, kUrgencies> groups{};
@@ -143,18 +146,20 @@ class Engine {
   [[nodiscard]] Load load_of(const Submission& submission) const noexcept;
   Status room(const Side& side, const Load& load) const;
   static Status take(Side* side, const Submission& submission);
-  static void release(Side* side, const Group& group);
-  void fill(Side* side, const Submission& submission) const;
+  void release(Side* side, Group* group) noexcept;
+  void keep_spare(Group* group) noexcept;
+  void use_spare(Group* group) noexcept;
+  void fill(Side* side, const Submission& submission);
   [[nodiscard]] bool may_start(const Submission& submission) const noexcept;
   [[nodiscard]] Place find(std::int64_t ticket) const noexcept;
-  static std::size_t poll_ring(Side* side, GroupRing* ring, std::span<std::int64_t> tickets,
-                               std::span<std::uint8_t> outcomes);
+  std::size_t poll_ring(Side* side, GroupRing* ring, std::span<std::int64_t> tickets,
+                        std::span<std::uint8_t> outcomes);
   [[nodiscard]] bool idle() const noexcept;
   [[nodiscard]] bool unpolled_landing() const noexcept;
 
   EngineConfig config_;
   Layouts layouts_;
-  pid_t process_;
+  unsigned forks_;            // that led to the process which made it
   std::shared_ptr<Gpu> gpu_;  // null: the lanes are on the host
   Turns turns_;
   Bell landing_;
@@ -162,6 +167,7 @@ class Engine {
   bool closed_ = false;
   std::size_t polls_ = 0;
   std::int64_t next_ticket_ = 1;
+  std::vector<IdLists> spares_;  // never grows beyond what it reserved
   std::unique_ptr<Book> device_book_;
   std::unique_ptr<Book> host_book_;
   std::array<StreamBackend*, 2> streams_{};     // by Direction; the sides', with a GPU

@@ -107,7 +107,7 @@ Status Engine::cancel(std::int64_t ticket) {
   const Place place = find(ticket);
   if (place.group == nullptr || place.group->cancelled()) return Status::Ok;
   if (place.group->leave_queue(Hold::Cancelled)) {
-    release(place.side, *place.group);  // nobody has touched its slots
+    release(place.side, place.group);  // nobody has touched its slots
     place.side->lane.wake_if_asleep(true);
   } else {
     // Copies cannot be called back: the books keep its slots until it is polled.

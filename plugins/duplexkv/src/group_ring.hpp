@@ -29,7 +29,7 @@ enum class Outcome : std::uint8_t {
 // cancels it, has it.
 enum class Hold : std::uint8_t { Queued, Planned, Cancelled };
 
-// One group in the queue. Its vectors keep their memory from use to use.
+// One group in the queue. The memory of its vectors goes from group to group (Engine::use_spare).
 struct Group {
   // Of `stamp`: some slice of it is not in the lane's stream yet, or one never will be.
   static constexpr std::uint64_t kNotYet = 0;

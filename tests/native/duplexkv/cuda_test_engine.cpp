@@ -46,12 +46,36 @@ struct Machine {
   Status make(std::shared_ptr<Gpu>* gpu) {
     return duplexkv::cuda::make_gpu(fake_driver(), fake_image(), config, gpu);
   }
+  // The device tier as four layers, one behind the other; the host tier as its parts are given.
+  void layer_first() {
+    constexpr std::uint64_t kPart = kBlockBytes / 4;
+    for (std::uint64_t layer = 0; layer < 4; ++layer)
+      layers.push_back(
+          {.base = memory.data() + layer * 64 * kPart, .stride = kPart, .bytes = kPart});
+    config.device_segments = layers.data();
+    config.device_segment_count = layers.size();
+    config.device_base = nullptr;
+  }
+  // Of blocks twice as far apart as they are long, so that all are apart in memory.
+  void rows_in_the_host() {
+    rows = {{.base = memory.data() + 64 * kBlockBytes,
+             .stride = 2 * kBlockBytes,
+             .bytes = kBlockBytes}};
+    config.host_segments = rows.data();
+    config.host_segment_count = rows.size();
+    config.host_blocks = 64;
+  }
   void start() {
     EngineParts parts;
     CHECK(make(&parts.gpu) == Status::Ok);
     EngineConfig wanted;
+    wanted.host_chunk_bytes = config.cuda_host_chunk_bytes;
+    for (const dkv_segment& one : layers)
+      wanted.device_segments.push_back({static_cast<std::byte*>(one.base), one.stride, one.bytes});
+    for (const dkv_segment& one : rows)
+      wanted.host_segments.push_back({static_cast<std::byte*>(one.base), one.stride, one.bytes});
     wanted.device = {.base = memory.data(), .blocks = 64};
-    wanted.host = {.base = memory.data() + 64 * kBlockBytes, .blocks = 128};
+    wanted.host = {.base = memory.data() + 64 * kBlockBytes, .blocks = config.host_blocks};
     wanted.block_bytes = kBlockBytes;
     CHECK(Engine::create(wanted, std::move(parts), &engine) == Status::Ok);
   }
@@ -79,6 +103,8 @@ struct Machine {
   }
 
   std::vector<std::byte> memory;
+  std::vector<dkv_segment> layers;
+  std::vector<dkv_segment> rows;
   dkv_config config{};
   std::unique_ptr<Engine> engine;
   std::int64_t ticket = 0;
@@ -113,6 +139,80 @@ void blocks_cross_both_ways_by_every_route() {
     machine.engine.reset();
     CHECK(fake().alive_in_all() == 0);
   }
+}
+
+// Device block `id` of a machine whose device tier is layer-first.
+std::vector<std::byte> gathered(const Machine& machine, std::int32_t id) {
+  std::vector<std::byte> block;
+  for (const dkv_segment& layer : machine.layers) {
+    const auto* part =
+        static_cast<std::byte*>(layer.base) + static_cast<std::size_t>(id) * layer.stride;
+    block.insert(block.end(), part, part + layer.bytes);
+  }
+  return block;
+}
+
+void layouts_change_on_the_way_by_every_route() {
+  for (const unsigned route :
+       {DKV_ROUTE_AUTO, DKV_ROUTE_COPY_ENGINE, DKV_ROUTE_REGISTER, DKV_ROUTE_TMA}) {
+    for (const bool apart : {false, true}) {
+      Machine machine;
+      machine.config.cuda_route = route;
+      machine.layer_first();
+      if (apart) machine.rows_in_the_host();
+      if (apart) machine.config.cuda_host_chunk_bytes = 3 * kBlockBytes / 2;
+      machine.start();
+      const auto in_host = [&](std::int32_t slot) {
+        return machine.block(true, apart ? 2 * slot : slot);
+      };
+      std::vector<std::int32_t> even;
+      std::vector<std::int32_t> odd;
+      std::vector<std::int32_t> slots;
+      for (std::int32_t i = 0; i < 32; ++i) {
+        even.push_back(2 * i);
+        odd.push_back(2 * i + 1);
+        slots.push_back(63 - i);
+      }
+      std::vector<std::vector<std::byte>> before;
+      for (std::int32_t i = 0; i < 64; ++i)
+        before.push_back(gathered(machine, i));
+      CHECK(machine.submit(Direction::D2H, even, slots) == Status::Ok);
+      CHECK(machine.collect() == DKV_DONE);
+      CHECK(machine.submit(Direction::H2D, slots, odd) == Status::Ok);
+      CHECK(machine.collect() == DKV_DONE);
+      for (std::int32_t i = 0; i < 32; ++i) {
+        const auto& block = before[2 * static_cast<std::size_t>(i)];
+        CHECK(std::memcmp(in_host(63 - i), block.data(), kBlockBytes) == 0);
+        CHECK(gathered(machine, 2 * i) == block && gathered(machine, 2 * i + 1) == block);
+      }
+      machine.engine.reset();
+      CHECK(fake().alive_in_all() == 0);
+    }
+  }
+}
+
+void every_part_of_a_pool_is_looked_at() {
+  Machine machine;
+  machine.layer_first();
+  machine.rows_in_the_host();
+  std::shared_ptr<Gpu> gpu;
+  fake().device_bytes = 64 * kBlockBytes - 1;  // the last layer's last byte
+  CHECK(machine.make(&gpu) == Status::Invalid && said("not memory of a GPU"));
+  fake().device_bytes = 64 * kBlockBytes;
+  fake().pageable_from = reinterpret_cast<std::uintptr_t>(&machine.memory.back()) - kBlockBytes;
+  CHECK(machine.make(&gpu) == Status::Invalid && said("not page-locked"));
+  fake().pageable_from = UINTPTR_MAX;
+  machine.config.cuda_host_chunk_bytes = 4096;
+  machine.config.host_base = machine.memory.data() + 65 * kBlockBytes;  // behind the first row
+  CHECK(machine.make(&gpu) == Status::Invalid && said("host_base"));
+  machine.config.host_base = nullptr;
+  CHECK(machine.make(&gpu) == Status::Invalid && said("host_base"));
+  machine.config.cuda_host_chunk_bytes = 0;
+  CHECK(machine.make(&gpu) == Status::Ok);
+  const dkv_rotation rotation{};
+  int stream = 0;
+  CHECK(gpu->rotate(reinterpret_cast<duplexkv::Stream>(&stream), rotation) == Status::Unsupported);
+  CHECK(said("not block-first"));
 }
 
 void a_copy_waits_for_the_turn_recorded_in_a_stream() {
@@ -208,6 +308,8 @@ void without_a_driver_the_c_face_says_so() {
 
 int main() {
   RUN(blocks_cross_both_ways_by_every_route);
+  RUN(layouts_change_on_the_way_by_every_route);
+  RUN(every_part_of_a_pool_is_looked_at);
   RUN(a_copy_waits_for_the_turn_recorded_in_a_stream);
   RUN(a_lost_gpu_poisons_its_lanes_and_hangs_nobody);
   RUN(pools_must_be_where_they_belong);

@@ -79,8 +79,8 @@ struct Machine {
   }
   Status create() { return CudaGpu::create(config, &gpu); }
   void start(const Segments& segments) {
-    config.device_base = reinterpret_cast<std::uintptr_t>(segments.device.data());
-    config.device_bytes = segments.device.size();
+    config.device = {{.base = reinterpret_cast<std::uintptr_t>(segments.device.data()),
+                      .bytes = segments.device.size()}};
     CHECK(create() == Status::Ok);
     CHECK(gpu->create_stream(&stream) == GpuStatus::Ok);
     fake().batches.clear();
@@ -376,8 +376,8 @@ void whatever_call_fails_nothing_stays_behind() {
   int made = 0;
   for (std::int64_t number = 0; number < 90; ++number) {
     Machine machine;
-    machine.config.device_base = reinterpret_cast<std::uintptr_t>(segments.device.data());
-    machine.config.device_bytes = segments.device.size();
+    machine.config.device = {{.base = reinterpret_cast<std::uintptr_t>(segments.device.data()),
+                              .bytes = segments.device.size()}};
     fake().fail_at = number;
     fake().fail_with = kOutOfMemory;
     if (machine.create() != Status::Ok) continue;

@@ -63,6 +63,11 @@ void RotationTrace::build() {
   config.device = {.base = device, .blocks = kDevice};
   config.host = {.base = host, .blocks = kHost};
   config.block_bytes = kBytes;
+  if (options_.halves) {
+    constexpr std::uint64_t kHalf = kBytes / 2;
+    config.device_segments = {{device + kHalf, kBytes, kHalf}, {device, kBytes, kHalf}};
+    config.host_segments = {{host + kHalf, kBytes, kHalf}, {host, kBytes, kHalf}};
+  }
   config.slice = {.bytes = 6 * kBytes, .descriptors = 5};
   duplexkv::EngineParts parts;
   if (options_.streams) parts.gpu = gpu_;

@@ -40,6 +40,7 @@ struct TraceOptions {
   std::int64_t turns = 150;
   bool streams = true;        // on a virtual GPU; otherwise host threads and marks by the host
   unsigned host_threads = 1;  // of a lane
+  bool halves = false;        // pools laid out as the second halves of all blocks, then the first
   Missing missing = Missing::Nothing;
   std::uint64_t fail_call = 0;
   std::int64_t lose_turn = -1;

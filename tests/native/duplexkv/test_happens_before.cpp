@@ -19,11 +19,12 @@ void is_clean(const TraceResult& result) {
   CHECK(result.created && result.bad() == 0);
 }
 
-void nothing_is_wrong(bool streams, unsigned host_threads = 1) {
+void nothing_is_wrong(TraceOptions options) {
+  options.turns = 250;
   TraceResult sum;
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
-    const TraceResult result =
-        run({.seed = seed, .turns = 250, .streams = streams, .host_threads = host_threads});
+    options.seed = seed;
+    const TraceResult result = run(options);
     is_clean(result);
     CHECK(result.failed == 0);
     sum.looks += result.looks;
@@ -35,16 +36,21 @@ void nothing_is_wrong(bool streams, unsigned host_threads = 1) {
   std::fprintf(stderr, "  %d rotations, %d cancelled, %d refused, %d used early\n", sum.rotations,
                sum.cancelled, sum.refused, sum.early_uses);
   CHECK(sum.looks > 1000 && sum.rotations > 60 && sum.cancelled > 20 && sum.refused > 20);
-  CHECK((sum.early_uses > 20) == streams);
+  CHECK((sum.early_uses > 20) == options.streams);
 }
 
 void traces_on_the_host_are_as_in_sequence() {
   for (const unsigned threads : {1U, 2U, 3U})
-    nothing_is_wrong(false, threads);
+    nothing_is_wrong({.streams = false, .host_threads = threads});
 }
 
 void traces_on_a_gpu_are_as_in_sequence() {
-  nothing_is_wrong(true);
+  nothing_is_wrong({});
+}
+
+void traces_over_blocks_in_parts_are_as_in_sequence() {
+  for (const bool streams : {false, true})
+    nothing_is_wrong({.streams = streams, .halves = true});
 }
 
 void a_failing_call_loses_nothing() {
@@ -124,6 +130,7 @@ void every_missing_rule_is_caught() {
 int main() {
   RUN(traces_on_the_host_are_as_in_sequence);
   RUN(traces_on_a_gpu_are_as_in_sequence);
+  RUN(traces_over_blocks_in_parts_are_as_in_sequence);
   RUN(a_failing_call_loses_nothing);
   RUN(a_lost_gpu_tells_every_ticket_and_keeps_valid_slots);
   RUN(a_poisoned_lane_loses_nothing_and_the_other_goes_on);

@@ -28,6 +28,14 @@ def test_a_step_names_a_turn_and_its_tickets() -> None:
     berth.withdraw()  # nobody is there
 
 
+def test_refused_rows_are_the_engine_s_to_count() -> None:
+    berth = _duplexkv.Berth("refusing")
+    with pytest.raises(_duplexkv.LinkError, match="refusing"):
+        berth.refused(_duplexkv.D2H)  # nobody is there
+    with pytest.raises((ValueError, _duplexkv.LinkError)):
+        berth.refused(2)
+
+
 @pytest.mark.parametrize("key", ["", "k" * 64])
 def test_a_name_has_1_to_63_bytes(key: str) -> None:
     with pytest.raises(ValueError, match="63"):

@@ -242,13 +242,24 @@ def run_alone(code: str) -> subprocess.CompletedProcess[str]:
         "link.close()",
         "import gc; link = None; gc.collect()",
         "import sys; sys.exit(0)",
-        "import threading; threading.Thread(target=lambda: link.wait(0.2), daemon=True).start()",
+        "start(lambda: link.wait(0.2))",
+        "start(lambda: link.wait(60.0))",
+        "start(lambda: [link.wait(1e-4) for _ in forever])",
+        "start(lambda: [(link.mark(1), link.stats(0), link.wait(0.0)) for _ in forever])",
+        "start(lambda: [d.measure_copy() for _ in forever])",
+        "start(lambda: link.wait(60.0)); start(link.close)",
     ],
 )
 def test_the_interpreter_ends_cleanly_while_copies_run(ending: str) -> None:
-    """4 MiB at 1 MB/s are on their way; nobody waits for them, nothing crashes, nothing is printed."""
+    """4 MiB at 1 MB/s are on their way; nobody waits for them, nothing crashes, nothing is printed.
+
+    A daemon thread that is without the GIL when it ends would end the process.
+    """
     done = run_alone(
         f"""
+        import itertools, threading
+        forever = itertools.count()
+        start = lambda work: threading.Thread(target=work, daemon=True).start()
         link = engine(1e6)
         link.submit(d.D2H, ids, ids, array('q', (0, 64)), array('q', (-1,)))
         {ending}
@@ -282,6 +293,57 @@ def test_the_child_of_a_fork_is_refused_and_ends_cleanly() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
+
+
+def test_a_child_does_not_wait_for_the_threads_of_its_parent() -> None:
+    """A thread of the parent was in a wait when it forked; the child has none, and ends."""
+    done = run_alone(
+        """
+        import threading
+        link = engine()
+        link.submit(d.D2H, ids, ids, array('q', (0, 64)), array('q', (1,)))
+        waiter = threading.Thread(target=lambda: link.wait(60.0))
+        waiter.start()
+        child = os.fork()
+        if child == 0:
+            raise SystemExit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, status
+        link.mark(1)
+        waiter.join()
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_group_alone_needs_no_arrays_around_it(held: _duplexkv.Engine) -> None:
+    assert held.submit_group(_duplexkv.D2H, ints(1, 2), ints(3, 4), 1, 0) == 2
+    assert held.submit_group(_duplexkv.H2D, ints(9), ints(9), -1, _duplexkv.EAGER) == 3
+    with pytest.raises(ValueError, match="length"):
+        held.submit_group(_duplexkv.D2H, ints(1, 2), ints(3), 1, 0)
+    with pytest.raises(ValueError, match="without blocks"):
+        held.submit_group(_duplexkv.D2H, ints(), ints(), 1, 0)
+    with pytest.raises(TypeError):
+        held.submit_group(_duplexkv.D2H, longs(1), ints(3), 1, 0)  # type: ignore[arg-type]
+    held.mark(1)
+    tickets, outcomes = np.zeros(4, np.int64), np.zeros(4, np.uint8)
+    told: list[int] = []
+    while len(told) < 3:
+        assert held.wait(60.0)
+        told += tickets[: held.poll(tickets, outcomes)].tolist()
+    assert sorted(told) == [1, 2, 3]
+
+
+def test_arrays_of_the_machine_s_own_integers_are_taken_in_place() -> None:
+    """numpy and array.array, read-only too; bytes in the other order are another kind."""
+    link = engine()
+    frozen = np.array([5], np.int32)
+    frozen.flags.writeable = False
+    assert link.submit_group(_duplexkv.D2H, frozen, memoryview(ints(5)), -1, 0) == 1  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        link.submit_group(_duplexkv.D2H, np.array([6], ">i4"), ints(6), -1, 0)
+    with pytest.raises(TypeError):
+        link.poll(np.zeros(1, np.int64)[:], bytes(1))  # type: ignore[arg-type]
 
 
 def test_the_module_says_its_version() -> None:

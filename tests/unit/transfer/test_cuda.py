@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from superinfer_trt.core.errors import ConfigError, TransferFailed
@@ -39,6 +40,18 @@ def test_every_choice_reaches_the_native_module() -> None:
     for route in ("auto", "copy-engine", "register", "tma"):
         for batch in ("auto", "on", "off"):
             CudaLink(route=route, batch=batch, routes_file=Path("/nowhere")).native()  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: the refusal cannot be seen")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_pools_in_parts_reach_the_gpu_s_backend(parts: int) -> None:
+    """Where there is none, that is what is said."""
+    device, host = [allocate_pool(4, 4096) for _ in range(parts)], allocate_pool(4, 4096 * parts)
+    for pools in ((device, host), (device, [host]), (np.concatenate(device, axis=1), [host])):
+        with pytest.raises(ConfigError, match="cuda: "):
+            DuplexLink(*pools, cuda=CudaLink(host_chunk_bytes=1 << 20))
+    with pytest.raises(ConfigError, match="incompatible"):
+        DuplexLink([object()], [host], cuda=CudaLink())  # type: ignore[list-item]
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU: the refusal cannot be seen")

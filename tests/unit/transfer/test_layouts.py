@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.step import Copy, CopyKind, Direction
 from superinfer_trt.core.units import RequestId
-from superinfer_trt.transfer.cuda import CudaLink
 from superinfer_trt.transfer.native import DuplexLink, NodeBudget
 from superinfer_trt.transfer.pools import allocate_pool
 
@@ -103,8 +102,6 @@ def test_parts_that_cannot_work_are_refused_by_name() -> None:
     for device, host, word in refusals:
         with pytest.raises(ConfigError, match=word):
             DuplexLink(device, host)
-    with pytest.raises(ConfigError, match="not for a GPU"):
-        DuplexLink([part], block_bytes, cuda=CudaLink())
 
 
 def test_threads_and_budgets_that_cannot_work_are_refused_by_name() -> None:

@@ -117,7 +117,8 @@ typedef struct dkv_config {
   uint64_t cuda_host_chunk_bytes; /* no copy may cross a multiple of it from host_base; 0: any */
   /* Since 0.3. A block is the bytes of its segments, one behind the other: two segments a layer
    * for a layer-first pool, one for each of several pools with the same ids. Both tiers as they
-   * like; either has block_bytes a block. NULL: block-first from the pool's base. */
+   * like; either has block_bytes a block. NULL: block-first from the pool's base. Beside segments a
+   * base is not read, but host_base for cuda_host_chunk_bytes. */
   const dkv_segment* device_segments;
   uint64_t device_segment_count; /* upper limit 4096 */
   const dkv_segment* host_segments;
