@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,8 @@ from queue import Queue
 from typing import Any, ClassVar, Protocol
 
 from support.trtllm.package import SchedulingParams
+
+log = logging.getLogger(__name__)
 
 
 class RequestError(RuntimeError):
@@ -229,8 +232,7 @@ class FakeExecutor:
         self._stop = threading.Event()
         self._error_queue: Queue[BaseException] = Queue()
         self.doing_shutdown = False
-        if engine is not None:  # only a worker in this process shows it
-            self.engine = engine
+        self.engine = engine  # only a worker in this process shows it
         self._thread = threading.Thread(target=self._dispatch, daemon=True)
         self._thread.start()
 
@@ -281,7 +283,14 @@ class FakeExecutor:
                 self._work.wait(0.05)
                 self._work.clear()
                 continue
-            for response in self._backend.step():
+            try:
+                responses = self._backend.step()
+            except Exception as error:  # the worker's loop logs it, says that it has ended, and that is all
+                log.warning("Error in event loop: %s", error)
+                if self.engine is not None:
+                    self.engine.is_shutdown = True
+                return
+            for response in responses:
                 result = self._results[response.client_id]
                 if response.finish is not None or response.error is not None:
                     del self._results[response.client_id]
