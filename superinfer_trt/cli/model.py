@@ -83,6 +83,21 @@ def info(name_or_path: str, block_tokens: int, kv_dtype: str, cache_dir: Path | 
     click.echo(json.dumps(facts)) if as_json else _print_table(facts)
 
 
+@model_group.command("tokenizer")
+@click.argument("name_or_path")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@_cache_option
+def tokenizer(name_or_path: str, folder: Path, cache_dir: Path | None) -> None:
+    """Write the tokenizer of a model into FOLDER, as Hugging Face's files: what a gateway wants."""
+    from superinfer_trt.model.open import open_model
+
+    files = open_model(name_or_path, cache_dir).tokenizer.files()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    click.echo(f"{folder}: {', '.join(sorted(files))}")
+
+
 def describe(model: OpenModel, block_tokens: int, element_bytes: int) -> dict[str, Any]:
     """What `model info --json` prints: names with units, sizes in bytes, blocks by request length."""
     from superinfer_trt.model.shapes import parameter_count

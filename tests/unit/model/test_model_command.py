@@ -12,6 +12,8 @@ import pytest
 from superinfer_trt.cli import main
 from superinfer_trt.model import cache as cache_module
 from superinfer_trt.model.cache import KnownModel
+from superinfer_trt.model.folder import folder_tokenizer
+from superinfer_trt.model.open import open_model
 from support.gguf_writer import tiny_model
 
 
@@ -89,3 +91,10 @@ def test_info_of_a_corrupt_file_is_one_line(run: Run, tmp_path: Path) -> None:
     assert code == 1
     assert output.startswith("error: ")
     assert output.count("\n") == 1
+
+
+def test_the_tokenizer_as_files(run: Run, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "tokenizer"
+    code, out = run("tokenizer", str(tiny), str(folder))
+    assert (code, out) == (0, f"{folder}: tokenizer.json, tokenizer_config.json\n")
+    assert folder_tokenizer(folder).encode("hello") == open_model(str(tiny)).tokenizer.encode("hello")

@@ -276,3 +276,22 @@ def test_sentencepiece_that_rewrites_its_text_is_refused(tmp_path: Path) -> None
     metadata = {**sentencepiece_metadata(), "tokenizer.ggml.remove_extra_whitespaces": True}
     with pytest.raises(ModelError, match="rewrites its text"):
         build(tmp_path, metadata)
+
+
+CHAT = [{"role": "user", "content": "hello <|im_end|> 12"}]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "marked"])
+def test_its_files_make_the_same_tokenizer(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    tokenizer: ModelTokenizer = request.getfixturevalue(kind)
+    for name, data in tokenizer.files().items():
+        (tmp_path / name).write_bytes(data)
+    again = folder_tokenizer(tmp_path)
+    for text in ("hello 12\n", " a  abc", "\u00e9\U0001f600<|im_end|>", ""):
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids
+        assert streamed(again, ids) == streamed(tokenizer, ids)
+    assert again.has_chat_template == tokenizer.has_chat_template
+    if tokenizer.has_chat_template:
+        assert again.render(CHAT) == tokenizer.render(CHAT)
+    assert again.files() == tokenizer.files()
