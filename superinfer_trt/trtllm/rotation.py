@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import cast
 
 from superinfer_trt.core.check import check_plan
@@ -73,13 +74,18 @@ class _Flight:
     ids: list[RequestId]  # of those that decode
     decodes: list[Record]
     tokens: list[int]
+    ended: set[RequestId] = field(
+        default_factory=set
+    )  # since the launch: what it brings them does not matter
 
-    def forget(self, id: RequestId) -> None:
-        """The request has ended: what the batch brings it does not matter any more."""
-        if id in self.ids:
-            index = self.ids.index(id)
-            del self.ids[index], self.decodes[index], self.tokens[index]
-        self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id != id]
+    def settle(self) -> None:
+        """Forgets those that have ended."""
+        ended = self.ended
+        if ended:
+            kept = [id not in ended for id in self.ids]
+            for column in (self.ids, self.decodes, self.tokens):
+                column[:] = compress(column, kept)  # type: ignore[index,arg-type]
+            self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id not in ended]
 
     def of(self, batch: UpstreamBatch) -> bool:
         """Whether upstream's `batch` is this one; another object may hold the same requests."""
@@ -170,6 +176,7 @@ class Rotation:
             if flight.of(batch):
                 self._collected.append(flight)
                 return
+            flight.settle()
             if flight.ids or flight.chunks:
                 break  # a batch may be passed over only when it failed and all its requests with it
         rows = len(batch.generation_requests) + len(batch.context_requests)
@@ -189,7 +196,7 @@ class Rotation:
         self.parts.ledger.release(id)
         self._batched.discard(id)
         for flight in (*self._flights, *self._collected):
-            flight.forget(id)
+            flight.ended.add(id)
         del self._requests[id]
 
     # -- what has happened -------------------------------------------------------------------------
@@ -228,6 +235,7 @@ class Rotation:
     def _commit(self) -> None:
         ledger, totals, now = self.parts.ledger, self.totals, self._now
         for flight in self._collected:
+            flight.settle()
             for record, tokens, sampled in flight.chunks:
                 ledger.commit(record.id, tokens)
                 if sampled:
