@@ -1,8 +1,8 @@
 """What rotation adds to a turn of TensorRT-LLM's overlap loop on its host, in one run.
 
 The adapter, roster, ledger and policy run unchanged under the order of calls of upstream's overlap loop:
-stand-ins for its requests and block table, a link whose copies land in the next turn, an engine that takes STEP_MS
-on a clock that jumps. CPU milliseconds of the process around our calls only, every turn:
+stand-ins for its requests and block table, a link whose copies land in the next turn, an engine that takes
+STEP_MS on a clock that jumps. CPU milliseconds of the process around our calls only, every turn:
 
 schedule    landings, view, plan, check, moves, the fitting list
 batched     the batch as it was made goes into ledger and roster
@@ -11,8 +11,8 @@ freed       each request that ended
 added       all of them; percentiles over the turns, and apart for turns in which somebody rotates
 yardstick   a plain Python loop over 512 objects, `one.count += 1`, in the same turn: the machine's pace
 
-Loads: `calm`, about 512 run and all fit; `overload`, three times as many as HBM holds. Two ranks: the value of
-the exchange is pickled and two are read, as mpi4py does it; the wire and waiting for it are not counted.
+Loads: `calm`, about 512 run and all fit; `overload`, three times as many as HBM holds. Two ranks: the value
+of the exchange is pickled and two are read, as mpi4py does it; the wire and waiting for it are not counted.
 
     python benchmarks/trtllm.py [--json] [--policies rotasched,rota-slack] [--turns 400]
 """
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median, quantiles
 
 from superinfer_trt.core.step import Copy, CopyDone, Direction
@@ -141,11 +142,8 @@ class NextTurnLink:
         self.told += [CopyDone(ticket, ok=True) for ticket in tickets]
         return tickets
 
-    def mark(self, turn: int) -> bool:
-        return turn >= 0
-
-    def wait(self, ticket: Ticket) -> None:
-        assert ticket
+    def mark(self, turn: int) -> None:
+        """All copies may start at any time."""
 
     def poll(self) -> list[CopyDone]:
         told, self.told = self.told, []
@@ -156,6 +154,16 @@ class NextTurnLink:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class NoOrder:
+    """A stream that is always where it should be."""
+
+    def mark(self, turn: int) -> bool:
+        return turn >= 0
+
+    def wait(self, ticket: Ticket) -> None:
+        assert ticket
 
 
 class JumpingClock:
@@ -198,7 +206,7 @@ class Loop:
                 policy=make_policy(policy),
                 ledger=KvLedger(self.limits, places=False),
                 transfers=link,
-                order=link,
+                order=NoOrder(),
                 cache=self.cache,
                 clock=self.clock,
                 limits=self.limits,
@@ -274,7 +282,7 @@ class Loop:
         for request in sorted(ended, key=lambda request: request.py_request_id):
             request.state = STATES.generation_complete
             self.cache.remove_sequence(request.py_request_id)
-            self._timed("freed", lambda request=request: self.rotation.freed(request))
+            self._timed("freed", partial(self.rotation.freed, request))
 
     def _timed(self, name: str, call: Callable[[], object]) -> None:
         began = time.process_time_ns()

@@ -74,9 +74,7 @@ class _Flight:
     ids: list[RequestId]  # of those that decode
     decodes: list[Record]
     tokens: list[int]
-    ended: set[RequestId] = field(
-        default_factory=set
-    )  # since the launch: what it brings them does not matter
+    ended: set[RequestId] = field(default_factory=set)  # since the launch: what it brings them is nothing
 
     def settle(self) -> None:
         """Forgets those that have ended."""
@@ -84,7 +82,7 @@ class _Flight:
         if ended:
             kept = [id not in ended for id in self.ids]
             for column in (self.ids, self.decodes, self.tokens):
-                column[:] = compress(column, kept)  # type: ignore[index,arg-type]
+                column[:] = compress(column, kept)  # type: ignore[arg-type]
             self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id not in ended]
 
     def of(self, batch: UpstreamBatch) -> bool:
