@@ -72,7 +72,10 @@ class _World:
 
 
 def build_service(config: Config, outbox: Outbox) -> Service:
-    """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError."""
+    """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError. Of the embedded
+    engines; `build_llm` makes a service of any."""
+    if config.engine.name not in _WORLDS:
+        raise ConfigError(f"engine.name: {config.engine.name} is not embedded; here: {', '.join(_WORLDS)}")
     policy = policy_of(config)
     limits = limits_of(config, policy)
     clock = SystemClock()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,6 +67,14 @@ def service_maker(config: Config, stack: ExitStack) -> ServiceMaker:
     return partial(build_service, config)
 
 
+def build_any_service(config: Config, outbox: Outbox) -> Service:
+    """A running service of any engine, for callers without an event loop. Raises as `service_maker`."""
+    with ExitStack() as stack:
+        service = service_maker(config, stack)(outbox)
+        stack.pop_all()  # its own `close` frees it
+        return service
+
+
 @dataclass(frozen=True, slots=True)
 class OpenLlm:
     """An LLM whose workers rotate, and what is known of it."""
@@ -104,6 +112,7 @@ def open_llm(config: Config) -> OpenLlm:
     base = base_arguments(options, model=config.model.name, tensor_parallel=config.engine.tp, source=source)
     settings = settings_of(config)
     rotating_policy(settings)
+    _tell_unused(config)
     inside = _worker_is_inside(ranks)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="superinfer-trt-")))
@@ -148,6 +157,24 @@ def settings_of(config: Config) -> RotationSettings:
             Slo(round(scheduling.ttft_slo_ms * MILLISECOND), round(scheduling.tbt_slo_ms * MILLISECOND))
         ),
     )
+
+
+UNUSED: Mapping[str, frozenset[str] | None] = {
+    "pools": None,
+    "engine": frozenset({"dtype", "kernels", "threads", "vocabulary", "context_tokens_max", "step_cost"}),
+    "scheduling": frozenset({"depth", "step_tokens", "trace_file"}),
+}
+"""Fields that are about the embedded engines; None: the whole section."""
+
+
+def _tell_unused(config: Config) -> None:
+    """What was set and means nothing here is said, so that nobody waits for it to work."""
+    found = []
+    for section, names in UNUSED.items():
+        given = getattr(config, section).model_fields_set
+        found += [f"{section}.{name}" for name in sorted(given) if names is None or name in names]
+    if found:
+        log.warning("the engine trtllm has its own: %s (see trtllm.options)", ", ".join(found))
 
 
 def write_settings(settings: RotationSettings, path: Path) -> Path:

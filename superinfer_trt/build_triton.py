@@ -73,7 +73,7 @@ async def _local(file: Path) -> Executor:
     """A whole executor in this process, which listens too: the text model beside it, `superinfer-trt bench`
     and health checks reach it there."""
     from superinfer_trt import config
-    from superinfer_trt.build import build_service
+    from superinfer_trt.build_llm import build_any_service
     from superinfer_trt.cli.serve import GIL_SWITCH_S, server_options
     from superinfer_trt.serve.server import Server
     from superinfer_trt.serve.streams import StreamOutbox
@@ -81,7 +81,7 @@ async def _local(file: Path) -> Executor:
     made = config.load(file)
     sys.setswitchinterval(GIL_SWITCH_S)
     outbox = StreamOutbox(asyncio.get_running_loop())
-    service = await asyncio.to_thread(build_service, made, outbox)
+    service = await asyncio.to_thread(build_any_service, made, outbox)
     server = Server(service, outbox, server_options(made))
 
     async def close() -> None:

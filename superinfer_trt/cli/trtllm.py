@@ -11,7 +11,8 @@ import click
 
 import superinfer_trt
 from superinfer_trt.core.errors import ConfigError
-from superinfer_trt.trtllm.compat import Package, open_package
+from superinfer_trt.trtllm.compat import Finding, Package, open_package
+from superinfer_trt.trtllm.llm_compat import open_llm_names
 
 STARTUP_LINE = "import superinfer_trt.trtllm_startup"
 
@@ -27,10 +28,12 @@ def trtllm_group() -> None:
 def probe(*, as_json: bool, output: Path | None) -> int:
     """Check the installed TensorRT-LLM against what rotation needs; exit 2 if it is not that.
 
-    Reads names and signatures, starts nothing. Attach the report to an issue when something is missing.
+    Reads names and signatures, starts nothing; what `serve --engine trtllm` needs besides is told, and does
+    not count. Attach the report to an issue when something is missing.
     """
     package = open_package()
-    report = _report(package)
+    service = open_llm_names().findings
+    report = _report(package, service)
     if output is not None:
         try:
             output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -39,7 +42,7 @@ def probe(*, as_json: bool, output: Path | None) -> int:
     if as_json:
         click.echo(json.dumps(report))
     else:
-        _print_table(package)
+        _print_table(package, service)
     return 0 if report["ok"] else 2
 
 
@@ -76,7 +79,7 @@ def disable() -> None:
         click.echo("nothing to remove")
 
 
-def _report(package: Package) -> dict[str, object]:
+def _report(package: Package, service: tuple[Finding, ...]) -> dict[str, object]:
     return {
         "superinfer_trt": superinfer_trt.__version__,
         "tensorrt_llm": package.version,
@@ -84,21 +87,22 @@ def _report(package: Package) -> dict[str, object]:
         "machine": platform.machine(),
         "ok": all(finding.ok is not False for finding in package.findings),
         "findings": [asdict(finding) for finding in package.findings],
+        "service": [asdict(finding) for finding in service],
     }
 
 
-def _print_table(package: Package) -> None:
+def _print_table(package: Package, service: tuple[Finding, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
         "", "what", "found", "expected", title=f"tensorrt_llm {package.version}", title_justify="left"
     )
-    for finding in package.findings:
+    for finding in (*package.findings, *service):
         mark = {True: "ok", False: "[red]NO[/red]", None: "-"}[finding.ok]
         table.add_row(mark, finding.what, finding.found, finding.expected)
     console = Console()
     console.print(table)
-    for finding in package.findings:
+    for finding in (*package.findings, *service):
         if finding.ok is False:
             console.print(f"{finding.what}: {finding.remedy}")

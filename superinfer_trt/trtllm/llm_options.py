@@ -26,7 +26,7 @@ def complete_options(options: Options, *, statistics: bool) -> dict[str, Any]:
     each iteration, the only way to see a worker's blocks from another process."""
     made = dict(options)
     made["kv_cache_config"] = {"enable_block_reuse": False, **dict(options.get("kv_cache_config") or {})}
-    made.setdefault("backend", "pytorch")
+    made.pop("backend", None)  # the only one there is for us, and not every release takes its name
     if statistics:
         made.setdefault("enable_iter_perf_stats", True)
     if not _whole_prompts_fit(options):

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from superinfer_trt.build_llm import open_llm, service_maker, settings_of
+from superinfer_trt.build import build_service
+from superinfer_trt.build_llm import build_any_service, open_llm, service_maker, settings_of
 from superinfer_trt.build_trtllm import RotationSettings, read_settings
 from superinfer_trt.cli import main as command
 from superinfer_trt.config import Config, load
@@ -136,12 +137,12 @@ def test_what_an_option_may_be() -> None:
 def test_what_rotation_needs_is_added_where_nothing_is_said() -> None:
     given = {"kv_cache_config": {"dtype": "fp8"}}
     assert complete_options(given, statistics=True) == {
-        "backend": "pytorch",
         "kv_cache_config": {"enable_block_reuse": False, "dtype": "fp8"},
         "enable_chunked_prefill": True,
         "enable_iter_perf_stats": True,
     }
     assert given == {"kv_cache_config": {"dtype": "fp8"}}
+    assert "backend" not in complete_options({"backend": "pytorch"}, statistics=True)
     mine = {"enable_iter_perf_stats": False, "enable_chunked_prefill": True}
     assert complete_options(mine, statistics=True)["enable_iter_perf_stats"] is False
     assert "enable_iter_perf_stats" not in complete_options({}, statistics=False)
@@ -220,6 +221,25 @@ def test_a_service_is_made_and_closed(place: Path, upstream: dict[str, ModuleTyp
         service.close()
         assert not service.driver.alive
     assert fake.LLM.made[0]._executor is None
+
+
+def test_any_engine_is_built_by_one_call(place: Path, upstream: dict[str, ModuleType]) -> None:
+    for config in (configured(place), load(None, {"engine.name": "sim"})):
+        service = build_any_service(config, Heard())
+        assert service.engine == config.engine.name
+        assert service.driver.alive
+        service.close()
+        service.close()
+        assert not service.driver.alive
+    with pytest.raises(ConfigError, match="trtllm is not embedded"):
+        build_service(configured(place), Heard())
+
+
+def test_what_means_nothing_here_is_said(
+    place: Path, upstream: dict[str, ModuleType], caplog: pytest.LogCaptureFixture
+) -> None:
+    open_llm(configured(place, pools__hbm_blocks=64, scheduling__depth=1, scheduling__seats=4)).close()
+    assert "the engine trtllm has its own: pools.hbm_blocks, scheduling.depth (see" in caplog.text
 
 
 def test_stop_ids_are_those_of_generation(place: Path, upstream: dict[str, ModuleType]) -> None:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from random import Random
 
 import grpc
@@ -256,3 +262,51 @@ def test_a_plan_that_breaks_in_the_worker_ends_the_service_not_the_clients_patie
             assert wire.service.failure == "the worker's loop has ended"
 
     run(scenario())
+
+
+# -- the command -------------------------------------------------------------------------------------
+
+FAKE_PACKAGE = """
+import sys
+from support.trtllm.llm_worker import fake_llm_modules
+sys.modules.update(fake_llm_modules())
+"""
+
+
+def test_the_command_serves_and_drains(tmp_path: Path) -> None:
+    """`serve --engine trtllm` as a process: its ready line, a request by the command line, SIGTERM."""
+    (tmp_path / "tensorrt_llm").mkdir()
+    (tmp_path / "tensorrt_llm" / "__init__.py").write_text(FAKE_PACKAGE)
+    (tmp_path / "config.json").write_text('{"vocab_size": 256, "max_position_embeddings": 512}')
+    (tmp_path / "options.yaml").write_text("max_batch_size: 32\nmax_num_tokens: 4096\n")
+    root = Path(__file__).parents[2]
+    environment = {"PYTHONPATH": f"{root}:{root / 'tests'}:{tmp_path}", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", "from superinfer_trt.cli.main import main; main()"]
+    options = ["--model", str(tmp_path), "--trtllm-options", str(tmp_path / "options.yaml"), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "serve", "--engine", "trtllm", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        ready = json.loads(line)
+        assert (ready["engine"], ready["policy"]) == ("trtllm", "rota-slack")
+        asked = ["generate", "--target", ready["target"], "--token-ids", "5,6", "--max-tokens", "3", "--json"]
+        done = subprocess.run(
+            [*command, *asked], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["token_ids"] == [5, 6, 5]
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told
+        assert told.splitlines()[-1] == "stopped"
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
