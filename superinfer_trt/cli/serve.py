@@ -18,6 +18,7 @@ from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND
+from superinfer_trt.runtime.recording import Recording
 from superinfer_trt.serve import logs
 from superinfer_trt.serve.server import Server, ServerOptions, run
 from superinfer_trt.serve.service import Service
@@ -67,6 +68,7 @@ def server_options(made: Config) -> ServerOptions:
         reflection=service.reflects,
         metrics_host=service.metrics_host,
         metrics_port=service.metrics_port,
+        make_recording=None if made.engine.name == "trtllm" else Recording,  # its turns are in workers
         facade=service.facade,
         model_name="" if made.engine.name in ("sim", "pattern") else made.model.name,
         default_max_tokens=service.max_tokens_default,

@@ -27,6 +27,7 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import add_TrtllmServiceServicer_to_server
+from superinfer_trt.serve.profiling import MakeRecording
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.servicer import Servicer
 from superinfer_trt.serve.streams import StreamOutbox
@@ -51,7 +52,7 @@ class ServerOptions:
     """How to listen, and how much to take at once.
 
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
-    `metrics_port` 0: any free one; None: no metrics endpoint.
+    `metrics_port` 0: any free one; None: no metrics endpoint. `make_recording` None: no Profile.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
     gateways for TensorRT-LLM is there too; it shows them `model_name` (empty: the model's own).
     `slo_classes`: objectives by the class in front of its ids.
@@ -65,6 +66,7 @@ class ServerOptions:
     reader_timeout_s: float = 120.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    make_recording: MakeRecording | None = None
     reflection: bool = True
     facade: bool = True
     model_name: str = ""
@@ -82,7 +84,7 @@ class Server:
         self._options = options
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
         self.calls.tally.name_classes(options.slo_classes)
-        self._servicer = Servicer(self.calls)
+        self._servicer = Servicer(self.calls, options.make_recording)
         self._facade = Facade(self.calls, options.model_name, options.slo_classes) if options.facade else None
         self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition

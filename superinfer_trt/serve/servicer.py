@@ -17,10 +17,11 @@ from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.units import SECOND
 from superinfer_trt.serve import stats
 from superinfer_trt.serve.calls import Calls, Ended
-from superinfer_trt.serve.errors import REQUEST_ID_HEADER, end_call, status_of
+from superinfer_trt.serve.errors import REQUEST_ID_HEADER, WireStatus, end_call, status_of
 from superinfer_trt.serve.objectives import fill_from_metadata
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceServicer
+from superinfer_trt.serve.profiling import MakeRecording, Profiler
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,14 @@ PERIOD_MS_MIN, PERIOD_MS_MAX, PERIOD_MS_DEFAULT = 10, 3_600_000, 1000
 
 
 class Servicer(ExecutorServiceServicer):
-    """Generate, Abort, GetModelInfo, GetStats, WatchStats."""
+    """Generate, Abort, GetModelInfo, GetStats, WatchStats, Profile.
 
-    def __init__(self, calls: Calls) -> None:
+    `make_recording` None: Profile is UNIMPLEMENTED.
+    """
+
+    def __init__(self, calls: Calls, make_recording: MakeRecording | None = None) -> None:
         self._calls = calls
+        self._profiler = Profiler(calls.service, make_recording)
         self._closing = asyncio.Event()
         self._ready_at = calls.service.clock.now()
         self._watchers = 0
@@ -97,20 +102,29 @@ class Servicer(ExecutorServiceServicer):
         finally:
             self._watchers -= 1
 
+    async def Profile(  # noqa: N802
+        self, request: pb.ProfileRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Records, then streams the record."""
+
+        async def write(chunk: bytes) -> None:
+            await context.write(pb.ProfileResponse(chunk=chunk))
+
+        try:
+            await self._profiler.record(request.duration_ms, self._closing, write)
+        except Refused as refusal:
+            await end_call(context, status_of(refusal))
+        except asyncio.TimeoutError:
+            why = "the reader took nothing for too long"
+            await end_call(context, WireStatus(grpc.StatusCode.ABORTED, why))
+
     def close(self) -> None:
-        """Ends the watchers."""
+        """Ends the watchers, and a recording early."""
         self._closing.set()
 
     def _stats(self) -> pb.Stats:
-        calls = self._calls
-        return stats.stats(
-            calls.service,
-            serving=calls.serving,
-            uptime_s=(calls.service.clock.now() - self._ready_at) / SECOND,
-            refused=calls.refused,
-            streams=calls.live,
-            messages=calls.messages,
-        )
+        uptime_s = (self._calls.service.clock.now() - self._ready_at) / SECOND
+        return stats.stats(self._calls, uptime_s=uptime_s)
 
 
 class _Front:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import superinfer_trt
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import MILLISECOND, SECOND
+from superinfer_trt.serve.calls import Calls
 from superinfer_trt.serve.mapping import Bounds
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.service import Service
@@ -37,14 +40,15 @@ def model_info(service: Service, bounds: Bounds, requests_max: int) -> pb.GetMod
     )
 
 
-def stats(
-    service: Service, *, serving: bool, uptime_s: float, refused: int, streams: int, messages: int
-) -> pb.Stats:
+def stats(calls: Calls, *, uptime_s: float) -> pb.Stats:
     """One moment. The executor's numbers are read while it runs: each is right, not all of one turn."""
-    now, totals = service.executor.snapshot(), service.executor.totals
+    executor, tally = calls.service.executor, calls.tally
+    now, totals = executor.snapshot(), executor.totals
     finished = dict(totals.finished)
+    (ttft_met, ttft_missed), (tbt_met, tbt_missed) = tally.met("ttft"), tally.met("tbt")
+    joint_met, joint_missed = tally.met("joint_mean")
     return pb.Stats(
-        serving=serving,
+        serving=calls.serving,
         uptime_s=uptime_s,
         waiting=now.waiting,
         prefill=now.prefill,
@@ -66,7 +70,7 @@ def stats(
         finished_cancelled=finished.get(FinishReason.CANCELLED, 0),
         finished_rejected=finished.get(FinishReason.REJECTED, 0),
         finished_failed=finished.get(FinishReason.FAILED, 0),
-        refused=refused,
+        refused=calls.refused,
         rotations_out=totals.rotations_out,
         rotations_in=totals.rotations_in,
         evictions=totals.evictions,
@@ -76,6 +80,20 @@ def stats(
         plan_s=totals.plan_ns / SECOND,
         apply_s=totals.apply_ns / SECOND,
         step_s=totals.step_ns / SECOND,
-        streams=streams,
-        messages=messages,
+        streams=calls.live,
+        messages=calls.messages,
+        waiting_oldest_ms=now.waiting_age / MILLISECOND,
+        rotary_oldest_ms=now.rotary_age / MILLISECOND,
+        waiting_urgency=now.waiting_urgency,
+        rotary_urgency=now.rotary_urgency,
+        link_out_bytes=totals.link_out_blocks * now.block_bytes,
+        link_in_bytes=totals.link_in_blocks * now.block_bytes,
+        link_out_bytes_per_s=now.link_out_bytes_per_s if math.isfinite(now.link_out_bytes_per_s) else 0.0,
+        link_in_bytes_per_s=now.link_in_bytes_per_s if math.isfinite(now.link_in_bytes_per_s) else 0.0,
+        ttft_met=ttft_met,
+        ttft_missed=ttft_missed,
+        tbt_met=tbt_met,
+        tbt_missed=tbt_missed,
+        joint_met=joint_met,
+        joint_missed=joint_missed,
     )

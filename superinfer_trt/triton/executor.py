@@ -101,15 +101,8 @@ class LocalExecutor:
         await self._calls.generate(request, _Front(write))
 
     async def stats(self) -> pb.Stats:
-        calls = self._calls
-        return stats.stats(
-            calls.service,
-            serving=calls.serving,
-            uptime_s=(calls.service.clock.now() - self._ready_at) / SECOND,
-            refused=calls.refused,
-            streams=calls.live,
-            messages=calls.messages,
-        )
+        uptime_s = (self._calls.service.clock.now() - self._ready_at) / SECOND
+        return stats.stats(self._calls, uptime_s=uptime_s)
 
     async def model_info(self) -> pb.GetModelInfoResponse:
         calls = self._calls

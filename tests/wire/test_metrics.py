@@ -10,60 +10,20 @@ import socket
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from superinfer_trt import build, config
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.serve.pb import executor_pb2 as pb
-from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
-from superinfer_trt.serve.server import Server, ServerOptions
-from superinfer_trt.serve.streams import StreamOutbox
+from superinfer_trt.serve.server import Server
+from support.modelled import Modelled, modelled
 from support.wire import Said, run, say, serving, until
 
 ROOT = Path(__file__).resolve().parents[2]
 Key = tuple[str, frozenset[tuple[str, str]]]
-
-
-@dataclass
-class Wire:
-    server: Server
-    service: build.Service
-    stub: Any
-
-
-@asynccontextmanager
-async def modelled(**flags: object) -> AsyncIterator[Wire]:
-    """A modelled engine and link in real time, with HBM for a few requests; rotasched moves them."""
-    given = {
-        "engine.name": "sim",
-        "engine.step_cost": {"base_ns": 1e6, "row_ns": 1e4, "prefill_token_ns": 1e3, "context_token_ns": 0.0},
-        "scheduling.policy": "rotasched",
-        "scheduling.seats": 8,
-        "scheduling.step_tokens": 64,
-        "pools.hbm_blocks": 12,
-        "pools.dram_blocks": 400,
-        "pools.d2h_bytes_per_s": 20e9,
-        "pools.h2d_bytes_per_s": 40e9,
-        **flags,
-    }
-    outbox = StreamOutbox(asyncio.get_running_loop())
-    service = build.build_service(config.load(None, given), outbox)
-    server = Server(service, outbox, ServerOptions(metrics_port=0))
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.target) as channel:
-            yield Wire(server, service, ExecutorServiceStub(channel))
-    finally:
-        await server.stop()
-        await asyncio.to_thread(service.close)
 
 
 def read(url: str) -> str:
@@ -90,7 +50,7 @@ def value(samples: dict[Key, float], name: str, **labels: str) -> float:
     return sum(number for (one, at), number in samples.items() if one == name and wanted <= set(at))
 
 
-async def load(wire: Wire, count: int) -> list[tuple[str, Said]]:
+async def load(wire: Modelled, count: int) -> list[tuple[str, Said]]:
     """(tenant, answer) of requests that end in every way a client can see."""
     dice = random.Random(3)
     kinds = ["whole"] * 6 + ["abort", "drop", "invalid", "hurried"]
@@ -121,7 +81,7 @@ async def load(wire: Wire, count: int) -> list[tuple[str, Said]]:
 
 def test_the_endpoint_counts_what_clients_saw() -> None:
     async def scenario() -> None:
-        async with modelled() as wire:
+        async with modelled(metrics_port=0) as wire:
             answers = await load(wire, 120)
             await until(lambda: wire.service.executor.idle, "the last landing")
             await until(lambda: not wire.server.calls.live, "the last call")
@@ -160,7 +120,7 @@ def check_clients(samples: dict[Key, float], answers: list[tuple[str, Said]]) ->
         assert gaps == made - value(samples, "superinfer_ttft_seconds_count", tenant=tenant)
 
 
-def check_totals(samples: dict[Key, float], stats: pb.Stats, wire: Wire) -> None:
+def check_totals(samples: dict[Key, float], stats: pb.Stats, wire: Modelled) -> None:
     totals = wire.service.executor.totals
     for name, number in (
         ("superinfer_output_tokens_total", stats.output_tokens),
@@ -233,7 +193,7 @@ def stem(name: str) -> str:
 
 def test_documents_and_dashboard_have_the_endpoints_names() -> None:
     async def scenario() -> str:
-        async with modelled() as wire:
+        async with modelled(metrics_port=0) as wire:
             await load(wire, 10)
             return await asyncio.to_thread(read, wire.server.metrics_url)
 

@@ -257,7 +257,7 @@ class WatchStatsResponse(_message.Message):
     def __init__(self, stats: _Optional[_Union[Stats, _Mapping]] = ...) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("serving", "uptime_s", "waiting", "prefill", "decode", "rotating_out", "rotary", "rotating_in", "device_blocks_free", "device_blocks", "host_blocks_free", "host_blocks", "turns", "batches", "step_tokens", "output_tokens", "accepted", "finished_stop", "finished_length", "finished_cancelled", "finished_rejected", "finished_failed", "refused", "rotations_out", "rotations_in", "evictions", "copies_failed", "link_out_blocks", "link_in_blocks", "plan_s", "apply_s", "step_s", "streams", "messages")
+    __slots__ = ("serving", "uptime_s", "waiting", "prefill", "decode", "rotating_out", "rotary", "rotating_in", "device_blocks_free", "device_blocks", "host_blocks_free", "host_blocks", "turns", "batches", "step_tokens", "output_tokens", "accepted", "finished_stop", "finished_length", "finished_cancelled", "finished_rejected", "finished_failed", "refused", "rotations_out", "rotations_in", "evictions", "copies_failed", "link_out_blocks", "link_in_blocks", "plan_s", "apply_s", "step_s", "streams", "messages", "waiting_oldest_ms", "rotary_oldest_ms", "waiting_urgency", "rotary_urgency", "link_out_bytes", "link_in_bytes", "link_out_bytes_per_s", "link_in_bytes_per_s", "ttft_met", "ttft_missed", "tbt_met", "tbt_missed", "joint_met", "joint_missed")
     SERVING_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +292,20 @@ class Stats(_message.Message):
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_OLDEST_MS_FIELD_NUMBER: _ClassVar[int]
+    ROTARY_OLDEST_MS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_URGENCY_FIELD_NUMBER: _ClassVar[int]
+    ROTARY_URGENCY_FIELD_NUMBER: _ClassVar[int]
+    LINK_OUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINK_IN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINK_OUT_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LINK_IN_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MET_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MISSED_FIELD_NUMBER: _ClassVar[int]
+    TBT_MET_FIELD_NUMBER: _ClassVar[int]
+    TBT_MISSED_FIELD_NUMBER: _ClassVar[int]
+    JOINT_MET_FIELD_NUMBER: _ClassVar[int]
+    JOINT_MISSED_FIELD_NUMBER: _ClassVar[int]
     serving: bool
     uptime_s: float
     waiting: int
@@ -326,7 +340,21 @@ class Stats(_message.Message):
     step_s: float
     streams: int
     messages: int
-    def __init__(self, serving: _Optional[bool] = ..., uptime_s: _Optional[float] = ..., waiting: _Optional[int] = ..., prefill: _Optional[int] = ..., decode: _Optional[int] = ..., rotating_out: _Optional[int] = ..., rotary: _Optional[int] = ..., rotating_in: _Optional[int] = ..., device_blocks_free: _Optional[int] = ..., device_blocks: _Optional[int] = ..., host_blocks_free: _Optional[int] = ..., host_blocks: _Optional[int] = ..., turns: _Optional[int] = ..., batches: _Optional[int] = ..., step_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., accepted: _Optional[int] = ..., finished_stop: _Optional[int] = ..., finished_length: _Optional[int] = ..., finished_cancelled: _Optional[int] = ..., finished_rejected: _Optional[int] = ..., finished_failed: _Optional[int] = ..., refused: _Optional[int] = ..., rotations_out: _Optional[int] = ..., rotations_in: _Optional[int] = ..., evictions: _Optional[int] = ..., copies_failed: _Optional[int] = ..., link_out_blocks: _Optional[int] = ..., link_in_blocks: _Optional[int] = ..., plan_s: _Optional[float] = ..., apply_s: _Optional[float] = ..., step_s: _Optional[float] = ..., streams: _Optional[int] = ..., messages: _Optional[int] = ...) -> None: ...
+    waiting_oldest_ms: float
+    rotary_oldest_ms: float
+    waiting_urgency: float
+    rotary_urgency: float
+    link_out_bytes: int
+    link_in_bytes: int
+    link_out_bytes_per_s: float
+    link_in_bytes_per_s: float
+    ttft_met: int
+    ttft_missed: int
+    tbt_met: int
+    tbt_missed: int
+    joint_met: int
+    joint_missed: int
+    def __init__(self, serving: _Optional[bool] = ..., uptime_s: _Optional[float] = ..., waiting: _Optional[int] = ..., prefill: _Optional[int] = ..., decode: _Optional[int] = ..., rotating_out: _Optional[int] = ..., rotary: _Optional[int] = ..., rotating_in: _Optional[int] = ..., device_blocks_free: _Optional[int] = ..., device_blocks: _Optional[int] = ..., host_blocks_free: _Optional[int] = ..., host_blocks: _Optional[int] = ..., turns: _Optional[int] = ..., batches: _Optional[int] = ..., step_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., accepted: _Optional[int] = ..., finished_stop: _Optional[int] = ..., finished_length: _Optional[int] = ..., finished_cancelled: _Optional[int] = ..., finished_rejected: _Optional[int] = ..., finished_failed: _Optional[int] = ..., refused: _Optional[int] = ..., rotations_out: _Optional[int] = ..., rotations_in: _Optional[int] = ..., evictions: _Optional[int] = ..., copies_failed: _Optional[int] = ..., link_out_blocks: _Optional[int] = ..., link_in_blocks: _Optional[int] = ..., plan_s: _Optional[float] = ..., apply_s: _Optional[float] = ..., step_s: _Optional[float] = ..., streams: _Optional[int] = ..., messages: _Optional[int] = ..., waiting_oldest_ms: _Optional[float] = ..., rotary_oldest_ms: _Optional[float] = ..., waiting_urgency: _Optional[float] = ..., rotary_urgency: _Optional[float] = ..., link_out_bytes: _Optional[int] = ..., link_in_bytes: _Optional[int] = ..., link_out_bytes_per_s: _Optional[float] = ..., link_in_bytes_per_s: _Optional[float] = ..., ttft_met: _Optional[int] = ..., ttft_missed: _Optional[int] = ..., tbt_met: _Optional[int] = ..., tbt_missed: _Optional[int] = ..., joint_met: _Optional[int] = ..., joint_missed: _Optional[int] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ("duration_ms",)

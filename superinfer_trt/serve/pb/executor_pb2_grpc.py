@@ -116,7 +116,8 @@ class ExecutorServiceServicer:
 
     def Profile(self, request, context):
         """Records turns, phases of requests and both directions of the link for a while; then streams the record as pieces
-        of one Chrome trace (JSON), which Perfetto opens. One recording at a time (else RESOURCE_EXHAUSTED).
+        of one Chrome trace (JSON), which Perfetto opens. One recording at a time (else RESOURCE_EXHAUSTED); none where the
+        turns are not this server's own (UNIMPLEMENTED). A server that drains ends a recording early.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
