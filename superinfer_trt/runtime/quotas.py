@@ -67,9 +67,11 @@ class Quotas:
             ("tokens", has.tokens, share.tokens, quota.tokens_max),
             ("blocks", has.blocks, share.blocks, quota.blocks_max),
         )
-        for what, held, more, most in limits:
-            if most is not None and held + more > most:
-                return self._refused(request.tenant, what, held, more, most)
+        # First what waiting would not mend.
+        for nothing_else in (True, False):
+            for what, held, more, most in limits:
+                if most is not None and (0 if nothing_else else held) + more > most:
+                    return self._refused(request.tenant, what, held, more, most)
         return None
 
     def take(self, request: Request) -> None:

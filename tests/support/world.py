@@ -23,6 +23,7 @@ from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.runtime.quotas import Quotas
 
 RESERVING = frozenset({"lightllm", "trt-no-evict"})
 """Policies that reserve HBM to a request's last token: under them nobody ever has to leave."""
@@ -127,11 +128,12 @@ class Box:
         depth: int = 1,
         clock: BoxClock | None = None,
         requests_max: int = 100_000,
+        quotas: Quotas | None = None,
     ) -> None:
         self.clock = clock or BoxClock()
         self.streams = Streams()
         self.ledger = KvLedger(limits)
-        self.inbox = BoundedInbox(self.clock, requests_max)
+        self.inbox = BoundedInbox(self.clock, requests_max, quotas)
         self.transfers = transfers
         self.executor = Executor(
             Parts(self.clock, policy, self.ledger, transfers, engine, self.inbox, self.streams, limits),
