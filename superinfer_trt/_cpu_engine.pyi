@@ -1,5 +1,7 @@
 # The native module of the embedded CPU engine (plugins/cpu_engine).
 
+from collections.abc import Callable
+
 from numpy import float32, float64, int32, int64, uint8, uint64
 from numpy.typing import NDArray
 
@@ -27,6 +29,7 @@ class Engine:
     def load_matrix(self, part: str, layer: int, expert: int, data: NDArray[float32]) -> None: ...
     def load_vector(self, part: str, layer: int, data: NDArray[float32]) -> None: ...
     def finish(self, frequencies: NDArray[float32]) -> None: ...
+    def set_reduce(self, reduce: Callable[[NDArray[float32]], None] | None) -> None: ...
     def launch(
         self,
         tokens: NDArray[int32],

@@ -5,18 +5,22 @@ Heavy libraries are imported by the parts that need them, so a service without a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from superinfer_trt.config import Config
+from superinfer_trt.config import Config, dump
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.geometry import Geometry
-from superinfer_trt.core.model import ModelConfig, Tokenizer
+from superinfer_trt.core.model import ModelConfig, Tokenizer, Weights
 from superinfer_trt.core.ports import Clock, ModelEngine, Outbox, TransferEngine
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
+from superinfer_trt.ranks.comm import Comm
+from superinfer_trt.ranks.leader import Leader
+from superinfer_trt.ranks.start import together
 from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.driver import Driver
@@ -62,7 +66,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
-class _World:
+class World:
     """What depends on the choice of engine."""
 
     engine: ModelEngine
@@ -71,32 +75,29 @@ class _World:
     tokenizer: Tokenizer | None = None
 
 
-def build_service(config: Config, outbox: Outbox) -> Service:
+def build_service(config: Config, outbox: Outbox, comm: Comm | None = None) -> Service:
     """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError. Of the embedded
-    engines; `build_llm` makes a service of any."""
+    engines; `build_llm` makes a service of any. `comm`: this is rank 0 of several (`build_ranks`)."""
     if config.engine.name not in _WORLDS:
         raise ConfigError(f"engine.name: {config.engine.name} is not embedded; here: {', '.join(_WORLDS)}")
-    policy = policy_of(config)
-    limits = limits_of(config, policy)
+    ranks = 1 if comm is None else comm.ranks
+    if config.engine.tp != ranks:
+        how = f"`mpiexec -n {config.engine.tp} superinfer-trt serve`"
+        raise ConfigError(f"engine.tp: {config.engine.tp} ranks are for {how}; this is a service of {ranks}")
     clock = SystemClock()
     with ExitStack() as stack:
-        world = _WORLDS[config.engine.name](config, limits, clock, stack)
-        trace = PlanTrace()
-        if config.scheduling.trace_file is not None:
-            trace = PlanTrace(sink=stack.enter_context(_open_trace(config)))
-        inbox = BoundedInbox(clock, config.service.requests_max, quotas_of(config))
-        parts = Parts(
-            clock=clock,
-            policy=Shedding(policy) if config.service.shed == "certain" else policy,
-            ledger=KvLedger(limits),
-            transfers=world.transfers,
-            engine=world.engine,
-            inbox=inbox,
-            outbox=outbox,
-            limits=limits,
-        )
-        executor = Executor(parts, depth=config.scheduling.depth, trace=trace)
-        driver = Driver(executor, inbox, clock)
+
+        def make() -> _Opened:
+            return _open(config, outbox, clock, stack, comm)
+
+        opened = make() if comm is None else together(comm, make, dump(config))
+        world, parts, inbox = opened.world, opened.parts, opened.inbox
+        if comm is not None:
+            leader = Leader(parts, comm)
+            stack.callback(lambda: leader.close(driver.failure))
+            parts = leader.parts
+        executor = Executor(parts, depth=config.scheduling.depth, trace=opened.trace)
+        driver = Driver(executor, inbox, parts.clock)
         stack.callback(driver.stop)
         driver.start()
         return Service(
@@ -106,14 +107,46 @@ def build_service(config: Config, outbox: Outbox) -> Service:
             clock=clock,
             tokenizer=world.tokenizer,
             model=world.model,
-            limits=limits,
+            limits=parts.limits,
             vocabulary=world.engine.vocabulary,
             context_tokens_max=world.engine.context_tokens_max,
             supports=world.engine.supports,
             engine=config.engine.name,
-            policy=policy.name,
+            policy=parts.policy.name,
             _stack=stack.pop_all(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a service is made of, before it runs."""
+
+    world: World
+    parts: Parts
+    inbox: BoundedInbox
+    trace: PlanTrace
+
+
+def _open(config: Config, outbox: Outbox, clock: Clock, stack: ExitStack, comm: Comm | None) -> _Opened:
+    """All that can fail for want of a model, of memory or of a file."""
+    policy = policy_of(config)
+    limits = limits_of(config, policy)
+    world = open_world(config, limits, clock, stack, comm)
+    trace = PlanTrace()
+    if config.scheduling.trace_file is not None:
+        trace = PlanTrace(sink=stack.enter_context(_open_trace(config)))
+    inbox = BoundedInbox(clock, config.service.requests_max, quotas_of(config))
+    parts = Parts(
+        clock=clock,
+        policy=Shedding(policy) if config.service.shed == "certain" else policy,
+        ledger=KvLedger(limits),
+        transfers=world.transfers,
+        engine=world.engine,
+        inbox=inbox,
+        outbox=outbox,
+        limits=limits,
+    )
+    return _Opened(world, parts, inbox, trace)
 
 
 def policy_of(config: Config) -> AnyPolicy:
@@ -151,6 +184,13 @@ def limits_of(config: Config, policy: AnyPolicy) -> Limits:
     )
 
 
+def open_world(
+    config: Config, limits: Limits, clock: Clock, stack: ExitStack, comm: Comm | None = None
+) -> World:
+    """Engine and link as configured; of one rank with `comm`. `stack` frees them."""
+    return _WORLDS[config.engine.name](config, limits, clock, stack, comm)
+
+
 def _open_trace(config: Config) -> TextIO:
     path = config.scheduling.trace_file
     assert path is not None
@@ -160,32 +200,40 @@ def _open_trace(config: Config) -> TextIO:
         raise ConfigError(f"scheduling.trace_file: cannot write {path} ({error.strerror})") from error
 
 
-def _native(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+def _native(config: Config, limits: Limits, clock: Clock, stack: ExitStack, comm: Comm | None) -> World:
     """A real model on the embedded engine, over native pools and lanes."""
     from superinfer_trt.engine.native import NativeEngine, element_bytes_for
     from superinfer_trt.model.open import open_model
 
     del clock
     model = open_model(config.model.name, config.model.cache_dir)
-    geometry = model.config.geometry(limits.block_tokens, element_bytes_for(config.engine.dtype))
+    weights: Weights = model.weights
+    threads = config.engine.threads
+    if comm is not None:
+        from superinfer_trt.ranks.split import SplitWeights
+
+        weights = SplitWeights(weights, comm.rank, comm.ranks)
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // comm.neighbours)
+    geometry = weights.config.geometry(limits.block_tokens, element_bytes_for(config.engine.dtype))
     transfers, device_pool = _native_link(config, limits, geometry, stack)
     engine = NativeEngine(
-        model.weights,
+        weights,
         device_pool,
         block_tokens=limits.block_tokens,
         dtype=config.engine.dtype,
-        threads=config.engine.threads or None,
+        threads=threads or None,
         kernels=config.engine.kernels,
+        reduce=None if comm is None else comm.add,
     )
     stack.callback(engine.close)
-    return _World(engine, transfers, model.config, model.tokenizer)
+    return World(engine, transfers, model.config, model.tokenizer)
 
 
-def _pattern(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+def _pattern(config: Config, limits: Limits, clock: Clock, stack: ExitStack, comm: Comm | None) -> World:
     """No model: KV patterns that are verified at each step, over native pools and lanes."""
     from superinfer_trt.engine.pattern import PatternEngine
 
-    del clock
+    del clock, comm  # each rank writes and verifies patterns of its own
     geometry = Geometry(block_tokens=limits.block_tokens, **PATTERN_SHAPE)
     transfers, device_pool = _native_link(config, limits, geometry, stack)
     engine = PatternEngine(
@@ -196,14 +244,15 @@ def _pattern(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> 
         requests_max=config.service.requests_max + 1,
     )
     stack.callback(engine.close)
-    return _World(engine, transfers)
+    return World(engine, transfers)
 
 
-def _sim(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _World:
+def _sim(config: Config, limits: Limits, clock: Clock, stack: ExitStack, comm: Comm | None) -> World:
     """No model, no bytes: modelled step and copy times, in real time."""
     from superinfer_trt.engine.modelled import ModelledEngine, step_cost
     from superinfer_trt.transfer.modelled import ModelledLink
 
+    assert comm is None, "config: sim is for one rank"
     geometry = Geometry(block_tokens=limits.block_tokens, **SIM_SHAPE)
     engine = ModelledEngine(
         clock,
@@ -221,7 +270,7 @@ def _sim(config: Config, limits: Limits, clock: Clock, stack: ExitStack) -> _Wor
     )
     stack.callback(link.close)
     stack.callback(engine.close)
-    return _World(engine, link)
+    return World(engine, link)
 
 
 def _native_link(
@@ -243,7 +292,7 @@ def _native_link(
     return link, device_pool
 
 
-_WORLDS: dict[str, Callable[[Config, Limits, Clock, ExitStack], _World]] = {
+_WORLDS: dict[str, Callable[[Config, Limits, Clock, ExitStack, Comm | None], World]] = {
     "native": _native,
     "pattern": _pattern,
     "sim": _sim,

@@ -26,6 +26,7 @@ from superinfer_trt.core.ports import Outbox
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, SECOND, div_ceil
 from superinfer_trt.core.view import Limits
+from superinfer_trt.ranks.comm import Comm
 from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.serve.service import Service
 from superinfer_trt.trtllm.compat import open_package, require
@@ -55,16 +56,17 @@ BLOCK_TOKENS = 32
 ServiceMaker = Callable[[Outbox], Service]
 
 
-def service_maker(config: Config, stack: ExitStack) -> ServiceMaker:
+def service_maker(config: Config, stack: ExitStack, comm: Comm | None = None) -> ServiceMaker:
     """Outbox -> running service, of any engine. What is slow and wants no event loop around it happens here;
-    `stack` frees it, should no service be made. Raises ConfigError, EngineFailed, ModelError."""
+    `stack` frees it, should no service be made. `comm`: this is rank 0 of several (build_ranks). Raises
+    ConfigError, EngineFailed, ModelError."""
     if config.engine.name == "trtllm":
         opened = open_llm(config)
         stack.callback(opened.close)
         return opened.serve
     from superinfer_trt.build import build_service
 
-    return partial(build_service, config)
+    return partial(build_service, config, comm=comm)
 
 
 def build_any_service(config: Config, outbox: Outbox) -> Service:

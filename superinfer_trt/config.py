@@ -55,9 +55,20 @@ class EngineSection(_Section):
         pattern=r"^[a-z0-9_]{1,32}$",
         description="kernel set (native); auto: the best this CPU has",
     )
-    tp: int = Field(default=1, ge=1, le=1024, description="ranks that share each layer (trtllm)")
     threads: int = Field(
         default=0, ge=0, le=1024, description="compute threads (native); 0: one for each core"
+    )
+    tp: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="ranks that share each layer (native and pattern: as `mpiexec -n N` starts them; trtllm)",
+    )
+    rank_timeout_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=86_400,
+        description="a rank that does not answer for so long is lost, and all end (native, pattern)",
     )
     vocabulary: int = Field(default=32_000, ge=2, le=1 << 24, description="of the engines sim and pattern")
     context_tokens_max: int = Field(
@@ -255,13 +266,13 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        if self.engine.tp > 1 and self.engine.name != "trtllm":
-            raise ValueError(f"engine.tp: {self.engine.tp} needs the engine trtllm, not {self.engine.name}")
         if self.scheduling.step_tokens < self.scheduling.seats:
             raise ValueError(
                 f"scheduling.step_tokens: {self.scheduling.step_tokens} is less than scheduling.seats "
                 f"({self.scheduling.seats}); each running request makes one token a step"
             )
+        if self.engine.tp > 1 and self.engine.name == "sim":
+            raise ValueError(f"engine.tp: {self.engine.tp} ranks have nothing to share in the engine sim")
         return self
 
 

@@ -32,7 +32,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--ttft-slo-ms": ("scheduling.ttft_slo_ms", float, "Time to first token, unless a request says."),
     "--tbt-slo-ms": ("scheduling.tbt_slo_ms", float, "Time between tokens, unless a request says."),
     "--trace-file": ("scheduling.trace_file", str, "Write every plan to this file."),
-    "--tp": ("engine.tp", int, "Ranks that share each layer."),
+    "--tp": ("engine.tp", int, "Ranks that share each layer; native: as `mpiexec -n N`."),
     "--trtllm-options": ("trtllm.options", str, "LLM arguments for the engine trtllm, YAML."),
     "--dram-gib": ("trtllm.dram_gib", float, "Host pool of each rank, for the engine trtllm."),
     "--host": ("service.host", str, "Address to listen on."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND
+from superinfer_trt.ranks.comm import Comm
 from superinfer_trt.runtime.recording import Recording
 from superinfer_trt.serve import logs
 from superinfer_trt.serve.server import Server, ServerOptions, run
@@ -40,16 +42,29 @@ def serve(
     """Serve a model over gRPC until SIGTERM or SIGINT, then drain.
 
     Prints one line of JSON on stdout when it is ready: {"ready": true, "target": "127.0.0.1:50051", ...}.
-    Everything else goes to stderr.
+    Everything else goes to stderr. With --tp N it is started N times, by `mpiexec -n N superinfer-trt serve`.
     """
     made = config.load(config_file, flags_of(values, assignments, policy_parameters))
     sys.setswitchinterval(GIL_SWITCH_S)
     logs.configure(made.service.log_level, made.service.log_format, sys.stderr)
+    if made.engine.tp == 1 or made.engine.name == "trtllm":
+        return _serve(made, None)
+    from superinfer_trt.build_ranks import follow, open_ranks
 
+    with open_ranks(made) as comm:
+        if comm.rank == 0:
+            return _serve(made, comm)
+        for number in (signal.SIGTERM, signal.SIGINT):  # mpiexec hands them to all; rank 0 drains
+            signal.signal(number, signal.SIG_IGN)
+        return follow(made, comm)
+
+
+def _serve(made: Config, comm: Comm | None) -> int:
+    """One service, of this process or led from here."""
     from superinfer_trt.build_llm import service_maker
 
     with ExitStack() as stack:
-        make_service = service_maker(made, stack)
+        make_service = service_maker(made, stack, comm)
         fine = asyncio.run(run(make_service, server_options(made), _ready, _draining))
     click.echo("stopped" if fine else "stopped before all requests had finished", err=True)
     return 0 if fine else 1

@@ -10,7 +10,7 @@ thread; the step runs on the engine's own threads and collect() waits without th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,8 +53,10 @@ class NativeEngine:
 
     `pool`: uint8 [device_blocks, block_bytes], C-contiguous and writable; the engine keeps a reference
     and reads and writes it in place. `threads` defaults to the CPUs this process may use. `kernels` is
-    "auto" or one of kernel_sets(dtype). Raises ConfigError, naming the field, for what cannot work;
-    ModelError comes through from `weights`.
+    "auto" or one of kernel_sets(dtype). `reduce`: `weights` are one rank's share, and it makes the float32
+    partial sums of a half-layer those of all ranks, in place; it is called on a thread of the step, and
+    what it raises comes out of `collect` as EngineFailed. Raises ConfigError, naming the field, for what
+    cannot work; ModelError comes through from `weights`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class NativeEngine:
         dtype: str = "bf16",
         threads: int | None = None,
         kernels: str = "auto",
+        reduce: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> None:
         from superinfer_trt import _cpu_engine
 
@@ -81,6 +84,8 @@ class NativeEngine:
                 _shape(config, block_tokens), pool, dtype, threads, kernels
             )
             load_weights(self._engine, weights)
+            if reduce is not None:
+                self._engine.set_reduce(reduce)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

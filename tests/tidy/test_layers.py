@@ -34,8 +34,8 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm triton "
-    "build build_sim build_triton build_trtllm build_llm trtllm_startup config cli",
+    own="core sched kv runtime transfer engine model sim serve trtllm ranks triton "
+    "build build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -48,9 +48,11 @@ LAYERS = {
     "sim": layer("numpy", "jinja2", "matplotlib", "pyarrow", own="core runtime"),
     "serve": layer("grpc", "grpc_health", "grpc_reflection", "google", "prometheus_client"),
     "trtllm": layer("tensorrt_llm", "torch", "numpy", own="core runtime"),
+    "ranks": layer("numpy", "mpi4py", own="core runtime"),
     "triton": layer("triton_python_backend_utils", "numpy", "grpc", own="core serve"),
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,
+    "build_ranks": EVERYTHING,
     "build_sim": EVERYTHING,
     "build_triton": EVERYTHING,
     "build_trtllm": EVERYTHING,

@@ -75,6 +75,16 @@ class PyEngine {
     engine().finish();
   }
 
+  // `reduce` is called with a writable float32 array on a thread of the step.
+  void set_reduce(nb::object reduce) {
+    reduce_ = std::move(reduce);
+    if (reduce_.is_none()) {
+      engine().set_reduce({});
+    } else {
+      engine().set_reduce([this](float* partial, std::ptrdiff_t count) { sum(partial, count); });
+    }
+  }
+
   void launch(const In<std::int32_t, 1>& tokens, const In<std::int32_t, 1>& slots,
               const In<std::int64_t, 2>& rows, const In<double, 2>& reals,
               const In<std::uint64_t, 1>& seeds, const In<std::int32_t, 1>& history,
@@ -140,10 +150,18 @@ class PyEngine {
     return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(copy, {count}, owner));
   }
 
+  // A step that is under way may need the interpreter to end.
   void close() {
-    const nb::gil_scoped_release release;
-    engine_.reset();
+    {
+      const nb::gil_scoped_release release;
+      engine_.reset();
+    }
+    reduce_ = nb::none();
   }
+
+  ~PyEngine() { close(); }
+  PyEngine(const PyEngine&) = delete;
+  PyEngine& operator=(const PyEngine&) = delete;
 
   Engine& engine() {
     if (!engine_) throw std::logic_error("the engine is closed");
@@ -151,7 +169,19 @@ class PyEngine {
   }
 
  private:
+  void sum(float* partial, std::ptrdiff_t count) {
+    const nb::gil_scoped_acquire acquire;
+    try {
+      const auto size = static_cast<std::size_t>(count);
+      reduce_(nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(partial, {size}, nb::handle()),
+                       nb::rv_policy::reference));
+    } catch (const nb::python_error& error) {  // dies here, where there is an interpreter
+      throw std::runtime_error(error.what());
+    }
+  }
+
   Pool pool_;  // keeps the arena alive
+  nb::object reduce_ = nb::none();
   std::unique_ptr<Engine> engine_;
 };
 
@@ -181,6 +211,7 @@ NB_MODULE(_cpu_engine, m) {
            "data"_a.noconvert())
       .def("load_vector", &PyEngine::load_vector, "part"_a, "layer"_a, "data"_a.noconvert())
       .def("finish", &PyEngine::finish, "frequencies"_a.noconvert())
+      .def("set_reduce", &PyEngine::set_reduce, "reduce"_a.none())
       .def("launch", &PyEngine::launch, "tokens"_a.noconvert(), "slots"_a.noconvert(),
            "rows"_a.noconvert(), "reals"_a.noconvert(), "seeds"_a.noconvert(),
            "history"_a.noconvert(), "forbidden"_a.noconvert())

@@ -60,6 +60,11 @@ void Engine::set_frequencies(const float* inverse, std::ptrdiff_t count) {
   model_.set_frequencies(inverse, count, positions_of(model_.shape(), blocks_));
 }
 
+void Engine::set_reduce(Reduce reduce) {
+  if (running_) throw std::logic_error("a step is under way");
+  reduce_ = std::move(reduce);
+}
+
 void Engine::validate(const StepInput& input) const {
   const Shape& s = model_.shape();
   std::size_t tokens = 0;
@@ -188,6 +193,7 @@ void Engine::reserve_step() {
   const std::ptrdiff_t hidden = round_up(s.hidden, kDepthStep);
   const std::ptrdiff_t middle = round_up(s.intermediate, kDepthStep);
   hidden_.reserve(size_of(rows, hidden, sizeof(float)));
+  if (reduce_) partial_.reserve(size_of(rows, hidden, sizeof(float)));
   normed_.reserve(size_of(rows, hidden, element));
   qkv_.reserve(size_of(rows, round_up(s.qkv_columns(), kPanel), sizeof(float)));
   query_.reserve(size_of(rows, s.query_columns(), element));
@@ -240,6 +246,7 @@ void Engine::launch(StepInput input) {
   model_.require_complete();
   input_ = std::move(input);
   failure_ = nullptr;
+  apart_ = false;
   prepare();
   team_.start([this](int thread) { work(thread); }, stages());
   running_ = true;

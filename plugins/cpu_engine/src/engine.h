@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -41,6 +42,9 @@ struct StepInput {
   std::vector<RowInput> rows;
 };
 
+// Makes partial[count] the sum over all ranks, with the same bits on each of them. May throw.
+using Reduce = std::function<void(float* partial, std::ptrdiff_t count)>;
+
 class Engine {
  public:
   // `pool` holds `blocks` blocks of block_bytes() each and must outlive the engine.
@@ -52,6 +56,12 @@ class Engine {
             std::ptrdiff_t columns);
   void set_frequencies(const float* inverse, std::ptrdiff_t count);
   void finish() const { model_.require_complete(); }
+
+  // For one rank of several: the shape is its share of the heads and of the MLP, so that what
+  // attention and MLP add to the hidden state is a partial sum. `reduce` is called twice a layer by
+  // one of the step's threads, on every rank equally often; what it throws comes out of collect(),
+  // and the rest of that step does not call it. An empty one: this rank is alone.
+  void set_reduce(Reduce reduce);
 
   // Starts the step and returns. Throws std::invalid_argument, with nothing touched, for a batch
   // that does not fit model or pool, std::logic_error when a step is under way.
@@ -114,6 +124,8 @@ class Engine {
   void attend(int thread, std::size_t layer, std::ptrdiff_t item);
   KvPlace kv_place(std::size_t layer, const AttentionItem& item) const;
   void run_dense(Path& path, const Layer& layer);
+  void add_to_hidden(Gemm& g);
+  void add_over_ranks(Path& path);
   void run_experts(Path& path, const Layer& layer);
   void route_row(std::ptrdiff_t row);
   void group_by_expert();
@@ -139,6 +151,8 @@ class Engine {
   bool running_ = false;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;  // the first of the step
+  Reduce reduce_;
+  bool apart_ = false;  // a reduction of this step has failed
 
   StepInput input_;
   std::vector<Token> tokens_;
@@ -151,6 +165,7 @@ class Engine {
   std::vector<Drawn> drawn_;
 
   Buffer hidden_;      // fp32 [tokens][hidden]
+  Buffer partial_;     // fp32 [tokens][hidden], only with several ranks
   Buffer normed_;      // activations [tokens][hidden]
   Buffer qkv_;         // fp32 [tokens][qkv columns]
   Buffer query_;       // activations [tokens][heads][head_dim]

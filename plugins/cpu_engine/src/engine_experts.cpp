@@ -128,7 +128,8 @@ void Engine::experts_gemm(Path& path, const std::vector<Matrix>& weights, const 
 void Engine::combine_row(std::ptrdiff_t row) {
   const Shape& s = model_.shape();
   const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
-  float* out = hidden_.as<float>() + row * ld;
+  float* out = (reduce_ ? partial_ : hidden_).as<float>() + row * ld;
+  if (reduce_) std::fill_n(out, ld, 0.0F);
   for (int i = 0; i < s.experts_per_token; ++i) {
     const auto at = static_cast<std::size_t>(row * s.experts_per_token + i);
     const float* from = expert_output_.as<float>() + expert_slot_[at] * ld;

@@ -28,7 +28,8 @@ void Engine::gemm(Path& path, const Matrix& weights, Gemm g) {
 
 std::size_t Engine::stages() const {
   const std::size_t mlp = model_.shape().experts > 0 ? 6 : 2;
-  return 1 + model_.layers().size() * (6 + mlp) + 3;
+  const std::size_t ranks = reduce_ ? 2 : 0;
+  return 1 + model_.layers().size() * (6 + mlp + ranks) + 3;
 }
 
 void Engine::work(int thread) noexcept {
@@ -75,18 +76,46 @@ void Engine::run_layer(Path& path, std::size_t index) {
   team_.sync();
   g.x = attended_.as<void>();
   g.ld_x = round_up(s.query_columns(), kDepthStep);
-  g.epilogue = Epilogue::kAdd;
   g.bias = nullptr;
-  g.out = hidden_.as<float>();
-  g.ld_out = ld;
+  add_to_hidden(g);
   gemm(path, layer.o, g);
   team_.sync();
+  add_over_ranks(path);
   norm_rows(path, layer.mlp_norm);
   if (s.experts > 0) {
     run_experts(path, layer);
   } else {
     run_dense(path, layer);
   }
+  team_.sync();
+  add_over_ranks(path);
+}
+
+// Where a half of a layer puts what it adds to the hidden state: there, or aside to be summed.
+void Engine::add_to_hidden(Gemm& g) {
+  g.epilogue = reduce_ ? Epilogue::kStore : Epilogue::kAdd;
+  g.out = (reduce_ ? partial_ : hidden_).as<float>();
+  g.ld_out = round_up(model_.shape().hidden, kDepthStep);
+}
+
+void Engine::add_over_ranks(Path& path) {
+  if (!reduce_) return;
+  const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
+  if (path.thread == 0 && !apart_ && !tokens_.empty()) {
+    try {
+      reduce_(partial_.as<float>(), std::ssize(tokens_) * ld);
+    } catch (...) {
+      apart_ = true;
+      keep_failure(std::current_exception());
+    }
+  }
+  team_.sync();
+  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) {
+    float* out = hidden_.as<float>() + row * ld;
+    const float* more = partial_.as<float>() + row * ld;
+    for (std::ptrdiff_t c = 0; c < ld; ++c)
+      out[c] += more[c];
+  });
   team_.sync();
 }
 
@@ -164,9 +193,7 @@ void Engine::run_dense(Path& path, const Layer& layer) {
   team_.sync();
   g.x = middle_.as<void>();
   g.ld_x = g.ld_act;
-  g.epilogue = Epilogue::kAdd;
-  g.out = hidden_.as<float>();
-  g.ld_out = round_up(s.hidden, kDepthStep);
+  add_to_hidden(g);
   gemm(path, layer.down[0], g);
 }
 

@@ -45,7 +45,10 @@ def test_a_flag_wins_over_the_file_and_an_absent_one_does_not(tmp_path: Path) ->
             ["pool", "unknown field", "engine, model, pools, scheduling, service", "trtllm"],
         ),
         ({"engine.name": "torch"}, ["engine.name", "'native', 'sim', 'pattern' or 'trtllm'", "'torch'"]),
-        ({"engine.tp": 2}, ["engine.tp", "2 needs the engine trtllm, not native"]),
+        (
+            {"engine.tp": 2, "engine.name": "sim"},
+            ["engine.tp", "2 ranks have nothing to share in the engine sim"],
+        ),
         ({"service.port": 65536}, ["service.port", "65535"]),
         ({"service.drain_timeout_s": float("nan")}, ["service.drain_timeout_s", "finite"]),
         ({"scheduling.ttft_slo_ms": float("inf")}, ["scheduling.ttft_slo_ms", "finite"]),
