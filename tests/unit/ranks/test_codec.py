@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from contextlib import suppress
 
@@ -89,3 +90,15 @@ def test_a_shortened_or_lengthened_message_is_refused(turn: Turn, data: st.DataO
     for wrong in (words[:-cut], words + array("q", (0,)), array("q", (9, *words[1:]))):
         with pytest.raises(ValueError):
             message_of(wrong)
+
+
+def test_every_field_of_a_plan_is_told() -> None:
+    """A new one needs its place in the words."""
+    told = {
+        Plan: "turn now admit prefill decode rotate_out rotate_in sync evict reject",
+        Chunk: "id start length",
+        SyncRun: "id first count",
+        Rejection: "id reason",
+    }
+    for kind, names in told.items():
+        assert [field.name for field in dataclasses.fields(kind)] == names.split()
