@@ -43,6 +43,7 @@ from superinfer_trt.trtllm.llm_options import (
     check_options,
     complete_options,
     ranks_of,
+    supported_sampling,
 )
 from superinfer_trt.trtllm.slo import ServiceTerms
 from superinfer_trt.trtllm_startup import startup_file, turn_off, turn_on
@@ -94,6 +95,7 @@ class OpenLlm:
             outbox,
             SystemClock(),
             requests_max=self.config.service.requests_max,
+            quotas=quotas_of(self.config, self.served.limits.block_tokens),
             silence_max=round(self.config.trtllm.silence_max_s * SECOND),
             on_close=self.close,
         )
@@ -126,7 +128,9 @@ def open_llm(config: Config) -> OpenLlm:
         llm = _make_llm(names, base, complete_options(options, statistics=not inside), source)
         stack.callback(_end_llm, llm)
         calls = LlmCalls(llm, names.names["sampling parameters"], _scheduling_parameters())
-        return OpenLlm(calls, _served(llm, config, settings), config, stack.pop_all())
+        return OpenLlm(
+            calls, _served(llm, config, settings, supported_sampling(options)), config, stack.pop_all()
+        )
 
 
 def read_options(path: Path | None) -> dict[str, Any]:
@@ -242,7 +246,7 @@ def _scheduling_parameters() -> Callable[..., Any]:
 # -- what is served ----------------------------------------------------------------------------------
 
 
-def _served(llm: Any, config: Config, settings: RotationSettings) -> Served:
+def _served(llm: Any, config: Config, settings: RotationSettings, supports: frozenset[str]) -> Served:
     """Sizes before the worker has said its own: at least one whole sequence fits the pool, as it checks."""
     folder = model_folder(llm, config.model.name)
     if folder is None:
@@ -262,7 +266,8 @@ def _served(llm: Any, config: Config, settings: RotationSettings) -> Served:
         device_blocks=div_ceil(context, BLOCK_TOKENS),
         host_blocks=0,
     )
-    return Served(limits, model.vocabulary, context, settings.policy, model, _tokenizer(folder))
+    tokenizer = _tokenizer(folder)
+    return Served(limits, model.vocabulary, context, settings.policy, model, tokenizer, supports)
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -22,10 +22,11 @@ from superinfer_trt.core.errors import EngineFailed
 from superinfer_trt.core.model import ModelConfig, Tokenizer
 from superinfer_trt.core.outcome import Ending, TokenEvent, Totals
 from superinfer_trt.core.ports import Clock, Observer, Outbox
-from superinfer_trt.core.request import OPTIONAL_SAMPLING, FinishReason, Request, Sampling
+from superinfer_trt.core.request import FinishReason, Request, Sampling
 from superinfer_trt.core.units import SECOND, Nanos, RequestId
 from superinfer_trt.core.view import Limits
 from superinfer_trt.runtime.doors import BoundedInbox
+from superinfer_trt.runtime.quotas import Quotas
 from superinfer_trt.runtime.executor import Snapshot
 from superinfer_trt.trtllm.llm_compat import failure_of, message_of
 from superinfer_trt.trtllm.llm_numbers import LlmNumbers
@@ -51,7 +52,8 @@ STOPPED = "the server stopped before this request had ended"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served. `limits`: as far as they are known before the worker says them."""
+    """What is served. `limits`: as far as they are known before the worker says them. `supports`: of
+    core.request.OPTIONAL_SAMPLING what its sampler really does."""
 
     limits: Limits
     vocabulary: int
@@ -59,6 +61,7 @@ class Served:
     policy: str
     model: ModelConfig | None = None
     tokenizer: Tokenizer | None = None
+    supports: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,6 @@ class TrtllmExecutor:
     """
 
     engine = "trtllm"
-    supports = OPTIONAL_SAMPLING
 
     def __init__(
         self,
@@ -124,15 +126,17 @@ class TrtllmExecutor:
         clock: Clock,
         *,
         requests_max: int,
+        quotas: Quotas | None = None,
         silence_max: Nanos = 300 * SECOND,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.inbox = BoundedInbox(_Waker(clock, self._wake), requests_max)
+        self.inbox = BoundedInbox(_Waker(clock, self._wake), requests_max, quotas)
         self.clock = clock
         self.tokenizer = served.tokenizer
         self.model = served.model
         self.vocabulary = served.vocabulary
         self.policy = served.policy
+        self.supports = served.supports
         self.failure = ""
         self._served = served
         self._calls = calls

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.trtllm.llm_request import NATIVE_SAMPLER
 
 Options = Mapping[str, Any]
 
@@ -46,6 +47,12 @@ def base_arguments(options: Options, *, model: str, tensor_parallel: int, source
                 f"{source}: {name} is {given!r}, {flag} says {arguments[name]!r}; leave it out of the file"
             )
     return arguments
+
+
+def supported_sampling(options: Options) -> frozenset[str]:
+    """Of core.request.OPTIONAL_SAMPLING, what the chosen sampler does and does not merely accept."""
+    native = options.get("sampler_type") == "TRTLLMSampler" or options.get("enable_trtllm_sampler") is True
+    return NATIVE_SAMPLER if native else frozenset()
 
 
 def ranks_of(options: Options, tensor_parallel: int) -> int:

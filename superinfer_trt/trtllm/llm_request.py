@@ -16,8 +16,11 @@ from superinfer_trt.core.request import OPTIONAL_SAMPLING, FinishReason, Request
 from superinfer_trt.core.units import SECOND
 
 NO_ID = -1
-SEED_BITS = (1 << 63) - 1  # upstream's seed is signed
+SEED_BITS = (1 << 63) - 1  # fits a binding of either sign
 _NEUTRAL = Sampling()
+NATIVE_SAMPLER = OPTIONAL_SAMPLING - {"min_tokens"}
+"""What upstream's TRTLLMSampler can do besides the usual. Its TorchSampler, the default in 1.2, takes these
+and does nothing (TensorRT-LLM, issue 9442). For `min_tokens` both keep back the end id, and no stop word."""
 FINISH_REASONS: Mapping[str, FinishReason] = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
@@ -44,7 +47,7 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
         fields["top_p"] = sampling.top_p
     if sampling.logprobs >= 0:
         fields["logprobs"] = max(1, sampling.logprobs)  # 0 would be none at all
-    for name in OPTIONAL_SAMPLING:
+    for name in NATIVE_SAMPLER:
         value = getattr(sampling, name)
         if value != getattr(_NEUTRAL, name):
             fields[name] = value

@@ -81,7 +81,8 @@ def test_every_kind_of_sampling_has_its_upstream_field() -> None:
     made = fake.SamplingParams(**fields)
     assert (made.temperature, made.top_k, made.top_p, made.min_p) == (0.7, 5, 0.9, 0.1)
     assert (made.repetition_penalty, made.presence_penalty, made.frequency_penalty) == (1.2, 0.3, 0.4)
-    assert (made.min_tokens, made.seed, made.logprobs) == (2, (1 << 63) - 1, 1)
+    assert (made.seed, made.logprobs) == ((1 << 63) - 1, 1)
+    assert made.min_tokens is None, "it would keep back an end id, and there is none"
     assert made.stop_token_ids is None
 
 

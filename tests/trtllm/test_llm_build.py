@@ -22,7 +22,13 @@ from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, SECOND
 from superinfer_trt.trtllm.compat import PACKAGE
 from superinfer_trt.trtllm.llm_compat import open_llm_names
-from superinfer_trt.trtllm.llm_options import base_arguments, check_options, complete_options
+from superinfer_trt.trtllm.llm_options import (
+    base_arguments,
+    check_options,
+    complete_options,
+    supported_sampling,
+)
+from superinfer_trt.trtllm.llm_request import NATIVE_SAMPLER
 from superinfer_trt.trtllm.slo import ServiceTerms
 from superinfer_trt.trtllm_startup import SINGLE_PROCESS_VARIABLE, VARIABLE
 from support.trtllm import llm as fake
@@ -146,6 +152,13 @@ def test_what_rotation_needs_is_added_where_nothing_is_said() -> None:
     mine = {"enable_iter_perf_stats": False, "enable_chunked_prefill": True}
     assert complete_options(mine, statistics=True)["enable_iter_perf_stats"] is False
     assert "enable_iter_perf_stats" not in complete_options({}, statistics=False)
+
+
+def test_only_what_the_sampler_does_is_offered() -> None:
+    assert supported_sampling({}) == supported_sampling({"sampler_type": "TorchSampler"}) == frozenset()
+    assert supported_sampling({"sampler_type": "TRTLLMSampler"}) == NATIVE_SAMPLER
+    assert supported_sampling({"enable_trtllm_sampler": True}) == NATIVE_SAMPLER
+    assert "min_tokens" not in NATIVE_SAMPLER
 
 
 def test_flags_and_file_may_not_contradict() -> None:

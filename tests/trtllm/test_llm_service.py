@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.trtllm.llm_request import NATIVE_SAMPLER
 from support.trtllm import llm as fake
 from support.trtllm.gpu import VOCABULARY, expected_output
 from support.trtllm.llm_worker import LlmWire, WorkerBackend, make_llm, serving_llm
@@ -70,7 +71,6 @@ def test_every_sampling_field_is_served() -> None:
             asked.sampling.min_p = 0.25
             asked.sampling.repetition_penalty = 1.5
             asked.sampling.presence_penalty = 0.5
-            asked.sampling.min_tokens = 1
             asked.sampling.logprobs = 2
             asked.slo.ttft_ms = 250
             said = await say(wire.stub.Generate(asked))
@@ -82,8 +82,28 @@ def test_every_sampling_field_is_served() -> None:
                 1.5,
                 0.5,
             )
-            assert (sampling.min_tokens, sampling.stop_token_ids) == (1, [0])
+            assert sampling.stop_token_ids == [0]
             assert (scheduling.ttft_slo_s, scheduling.tbt_slo_s) == (0.25, 0.1)
+
+    run(scenario())
+
+
+def test_what_the_sampler_would_silently_ignore_is_refused() -> None:
+    """The default sampler of 1.2 accepts penalties and does nothing; `min_tokens` works with neither."""
+
+    async def scenario() -> None:
+        for supports, names in (
+            (frozenset[str](), ("min_p", "repetition_penalty", "frequency_penalty", "min_tokens")),
+            (NATIVE_SAMPLER, ("min_tokens",)),
+        ):
+            async with serving_llm(make_llm(), {"supports": supports}) as wire:
+                for name in names:
+                    asked = request(65)
+                    setattr(asked.sampling, name, 1 if name == "min_tokens" else 0.5)
+                    said = await say(wire.stub.Generate(asked))
+                    assert said.code is grpc.StatusCode.UNIMPLEMENTED
+                    assert f"sampling.{name}" in said.details
+                assert len(wire.backend.submitted) == 1, "only the first token's"
 
     run(scenario())
 

@@ -23,6 +23,7 @@ from superinfer_trt.serve.server import Server, ServerOptions
 from superinfer_trt.serve.streams import StreamOutbox
 from superinfer_trt.trtllm.compat import PACKAGE
 from superinfer_trt.trtllm.executor import LlmCalls, Served, TrtllmExecutor
+from superinfer_trt.trtllm.llm_request import NATIVE_SAMPLER
 from superinfer_trt.trtllm.params import scheduling_params_class
 from support.echo_service import MODEL, LetterTokenizer
 from support.trtllm import llm as fake
@@ -114,7 +115,8 @@ def make_llm(**arguments: Any) -> fake.LLM:
 
 def make_executor(llm: fake.LLM, outbox: Any, **options: Any) -> TrtllmExecutor:
     """Not started."""
-    served = Served(LIMITS, VOCABULARY, 4096, "rota-slack", MODEL, LetterTokenizer())
+    supports = options.pop("supports", NATIVE_SAMPLER)
+    served = Served(LIMITS, VOCABULARY, 4096, "rota-slack", MODEL, LetterTokenizer(), supports)
     calls = LlmCalls(llm, fake.SamplingParams, SCHEDULING)
     options.setdefault("requests_max", 1000)
     return TrtllmExecutor(calls, served, outbox, SystemClock(), on_close=llm.shutdown, **options)
