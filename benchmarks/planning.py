@@ -205,6 +205,7 @@ class Scene:
         # Prompts are started as fast as the pools allow: were they scarce, nobody would have to leave.
         limits = Limits(RUNNING + 8192, 2 * RUNNING, BLOCK_TOKENS, device, host)
         clock, self._link, self._reader, self._timed = JumpingClock(), NoLink(), NoReader(), Timed(policy)
+        self.clock = clock
         self._inbox = BoundedInbox(clock, 1 << 30)
         engine = NoEngine(clock, STEP_MS.get(policy_name, 70) * MILLISECOND)
         self._executor = Executor(
@@ -223,6 +224,11 @@ class Scene:
         self._total = waiting + RUNNING + (ROTARY if policy.rotates else 0) + moving // MEAN_BLOCKS
         self._sent = 0
         self._spent: list[tuple[Nanos, Nanos]] = []  # (plan and check, apply) of each turn
+
+    @property
+    def executor(self) -> Executor:
+        """For those who listen to it."""
+        return self._executor
 
     def turn(self) -> None:
         """One turn behind a backlog that is kept at its length."""

@@ -28,7 +28,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The last event of a request: how it ended, and its times on the injected clock (-1: never)."""
+    """The last event of a request: how it ended, and its times on the injected clock (-1: never).
+
+    `away`: how long its rotations took in all, from leaving until it could make tokens again.
+    """
 
     reason: FinishReason
     message: str
@@ -40,6 +43,7 @@ class Ending:
     admitted: Nanos
     first_token: Nanos
     last_token: Nanos
+    away: Nanos = 0
 
 
 @dataclass(slots=True)

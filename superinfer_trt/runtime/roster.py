@@ -156,6 +156,7 @@ class Roster:
             self._promise(sequence)
             self._place(sequence)
         for id in plan.rotate_out:
+            self.live[id].left = now
             self._shift(self.live[id], Phase.ROTATING_OUT)
         for id in plan.rotate_in:
             self._shift(self.live[id], Phase.ROTATING_IN)
@@ -197,6 +198,7 @@ class Roster:
                 sequence.run_start = -1
             else:
                 sequence.move(Phase.DECODE)
+                sequence.come_back(now)
                 if not outward:
                     sequence.enter_device(now)
             self._place(sequence)
@@ -253,7 +255,8 @@ class Roster:
                     sequence.first_token = now
                 stops = token in sampling.stop_ids
                 if stops or len(output) >= sampling.max_tokens:
-                    ending = self._finish(sequence, FinishReason.STOP if stops else FinishReason.LENGTH, "")
+                    reason = FinishReason.STOP if stops else FinishReason.LENGTH
+                    ending = self._finish(sequence, reason, now, "")
                     events.append(TokenEvent(id, now, row.index, sampled, ending))
                     continue
                 events.append(TokenEvent(id, now, row.index, sampled))
@@ -270,10 +273,11 @@ class Roster:
             if sequence.ending is None:
                 sequence.ending = reason
             return
-        yield TokenEvent(sequence.id, now, ending=self._finish(sequence, reason, message))
+        yield TokenEvent(sequence.id, now, ending=self._finish(sequence, reason, now, message))
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, message: str) -> Ending:
+    def _finish(self, sequence: Sequence, reason: FinishReason, now: Nanos, message: str) -> Ending:
         self._lift(sequence)
+        sequence.come_back(now)
         sequence.move(Phase.FINISHED)
         self._forgive(sequence)
         del self.live[sequence.id]
@@ -289,4 +293,5 @@ class Roster:
             admitted=sequence.admitted,
             first_token=sequence.first_token,
             last_token=sequence.last_token if sequence.first_token >= 0 else -1,
+            away=sequence.away,
         )

@@ -45,6 +45,8 @@ class Sequence:
     rotations: int = 0
     evictions: int = 0
     copies_failed: int = 0
+    left: Nanos = -1  # when the rotation under way began; -1: none is
+    away: Nanos = 0  # in all rotations that are over
     in_air: bool = False  # a row of the batch that was launched and not collected
     ending: FinishReason | None = None  # asked to end; happens when no batch reads it any more
     output: list[int] = field(default_factory=list)
@@ -104,6 +106,12 @@ class Sequence:
         """A stay in HBM begins."""
         self.run_start = now
         self.stint_tokens = 0
+
+    def come_back(self, now: Nanos) -> None:
+        """A rotation is over, if there was one: it decodes again, or it has ended."""
+        if self.left >= 0:
+            self.away += now - self.left
+            self.left = -1
 
     def restart(self) -> None:
         """Back to waiting without KV; what was produced is prefilled again with the prompt."""

@@ -96,6 +96,7 @@ def log_ending(one: Open, ending: Ending, now: Nanos) -> None:
         "queue_ms": _between(ending.arrival, ending.admitted),
         "ttft_ms": _between(ending.arrival, ending.first_token),
         "decode_ms": _between(ending.first_token, ending.last_token),
+        "away_ms": round(ending.away / MILLISECOND, 3),
         "total_ms": _between(ending.arrival, now),
         "late_gaps": one.late,
         "stall_ms": round(one.stall / MILLISECOND, 3),

@@ -98,6 +98,24 @@ def test_an_observer_hears_what_the_totals_count(depth: int) -> None:
     assert (counting.strangers, counting.air) == (0, set())
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_endings_tell_how_long_a_request_was_away(depth: int) -> None:
+    made, recording = box(depth=depth), None
+    recording = Recording(made.clock)
+    made.executor.observe(recording)
+    result = run(made)
+    spans: dict[int, float] = {}
+    for event in slices(recording):
+        if event["name"] in {"rotating_out", "rotary", "rotating_in"}:
+            id = event["args"]["request"]
+            spans[id] = spans.get(id, 0) + event["dur"] / 1000
+    assert spans
+    for id, ending in result.endings.items():
+        assert (ending.away > 0) == (ending.rotations > 0)
+        # a recording notes phases at the end of a turn, the roster within it
+        assert ending.away / MILLISECOND == pytest.approx(spans.get(id, 0), abs=30 * max(1, ending.rotations))
+
+
 def test_nobody_is_told_after_unobserve_and_others_go_on() -> None:
     made, first, second = box(), Counting(), Counting()
     made.executor.observe(first)

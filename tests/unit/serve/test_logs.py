@@ -18,7 +18,19 @@ from superinfer_trt.serve import logs
 from superinfer_trt.serve.tally import Open, Series
 
 ONE = Open("job-1", "acme", Slo(), Series("acme", "default"), arrival=0, late=2, stall=7 * MILLISECOND)
-ENDING = Ending(FinishReason.LENGTH, "", 3, 10, 1, 0, 0, 2 * MILLISECOND, 5 * MILLISECOND, 105 * MILLISECOND)
+ENDING = Ending(
+    FinishReason.LENGTH,
+    "",
+    prompt_tokens=3,
+    output_tokens=10,
+    rotations=1,
+    evictions=0,
+    arrival=0,
+    admitted=2 * MILLISECOND,
+    first_token=5 * MILLISECOND,
+    last_token=105 * MILLISECOND,
+    away=40 * MILLISECOND,
+)
 
 
 @pytest.fixture
@@ -51,6 +63,7 @@ def test_an_ending_is_one_json_line_with_its_times(stream: io.StringIO) -> None:
         "queue_ms": 2.0,
         "ttft_ms": 5.0,
         "decode_ms": 100.0,
+        "away_ms": 40.0,
         "total_ms": 110.0,
         "late_gaps": 2,
         "stall_ms": 7.0,
