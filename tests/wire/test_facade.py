@@ -1,85 +1,23 @@
-"""trtllm.TrtllmService over a real socket, through stubs of our own text of the proto."""
+"""Generate and Abort of trtllm.TrtllmService over a real socket."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import io
-import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from superinfer_trt.core.request import FinishReason, Request
-from superinfer_trt.core.slo import Slo
-from superinfer_trt.core.units import MILLISECOND
-from superinfer_trt.serve.pb import trtllm_common_pb2 as common
+from superinfer_trt.core.request import FinishReason
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
-from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceStub
 from support.described import described
-from support.wire import Wire, request, run, say, serving, until
+from support.facade import Got, ask, facing, read, watch
+from support.wire import request, run, say, until
 
 FIELDS = Path(__file__).with_name("trtllm_fields.txt")
 """What gateways know; tests/gateway compares it with their own stubs."""
 EOS = 3
-
-
-@dataclass
-class Got:
-    """All that a call to Generate brought."""
-
-    chunks: list[trt.GenerateStreamChunk] = field(default_factory=list)
-    complete: trt.GenerateComplete | None = None
-    ids: set[str] = field(default_factory=set)
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    details: str = ""
-    trailers: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def streamed(self) -> list[int]:
-        return [token for chunk in self.chunks for token in chunk.token_ids]
-
-
-async def read(call: Any, got: Got | None = None) -> Got:
-    got = got if got is not None else Got()
-    try:
-        while (response := await call.read()) is not grpc.aio.EOF:
-            assert got.complete is None, "nothing comes behind `complete`"
-            got.ids.add(response.request_id)
-            if response.HasField("chunk"):
-                got.chunks.append(response.chunk)
-            else:
-                got.complete = response.complete
-    except grpc.aio.AioRpcError as error:
-        got.code, got.details = error.code(), error.details() or ""
-        got.trailers = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
-    return got
-
-
-@asynccontextmanager
-async def facing(service: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[tuple[Wire, Any]]:
-    async with serving(service, **options) as wire:
-        yield wire, TrtllmServiceStub(wire.channel)
-
-
-def ask(*ids: int, max_tokens: int = 4, **fields: Any) -> trt.GenerateRequest:
-    fields.setdefault("streaming", True)
-    return trt.GenerateRequest(
-        tokenized=trt.TokenizedInput(input_token_ids=ids), max_tokens=max_tokens, **fields
-    )
-
-
-def watch(wire: Wire) -> list[Request]:
-    """The requests that reach the executor from now on."""
-    seen: list[Request] = []
-    submit = wire.service.inbox.submit
-    wire.service.inbox.submit = lambda one: (seen.append(one), submit(one))[1]  # type: ignore[method-assign]
-    return seen
 
 
 def test_names_numbers_and_types_are_those_that_gateways_know() -> None:
@@ -401,161 +339,5 @@ def test_a_server_that_goes_away_says_so_and_nothing_is_complete() -> None:
             assert (got.code, got.complete) == (grpc.StatusCode.UNAVAILABLE, None)
             wire.service.driver.kill()
             assert "ended" in (await stub.HealthCheck(trt.HealthCheckRequest())).status
-
-    run(scenario())
-
-
-def slo(ttft_ms: float, tbt_ms: float) -> Slo:
-    return Slo(round(ttft_ms * MILLISECOND), round(tbt_ms * MILLISECOND))
-
-
-def test_objectives_by_metadata_and_by_class() -> None:
-    async def scenario() -> None:
-        default = slo(5000, 100)
-        async with facing(slo_classes={"gold": slo(500, 50)}, default_slo=default) as (wire, stub):
-            seen = watch(wire)
-            told = (
-                ("superinfer-ttft-slo-ms", "750.5"),
-                ("superinfer-tenant", "acme"),
-                ("openengine-priority", "7"),
-            )
-            for name, metadata in (
-                ("plain", ()), ("gold.1", ()), ("gold.2", told), ("goldfish.3", told), ("gold", ()),
-                ("a.gold.b", ()),
-            ):  # fmt: skip
-                got = await read(stub.Generate(ask(1, request_id=name), metadata=metadata))
-                assert got.code is grpc.StatusCode.OK, got.details
-            assert [one.slo for one in seen] == [
-                default, slo(500, 50), slo(750.5, 50), slo(750.5, 100), default, default,
-            ]  # fmt: skip
-            assert [one.tenant for one in seen] == ["", "", "acme", "acme", "", ""]
-            for value in ("soon", "nan", "0", "-1"):
-                wrong = (("superinfer-tbt-slo-ms", value),)
-                got = await read(stub.Generate(ask(1), metadata=wrong))
-                assert got.code is grpc.StatusCode.INVALID_ARGUMENT
-                assert "tbt" in got.trailers["superinfer-field"]
-            assert wire.server.calls.refused == 4
-
-    run(scenario())
-
-
-def test_the_executor_service_takes_the_same_metadata_where_the_message_says_nothing() -> None:
-    async def scenario() -> None:
-        async with serving(default_slo=slo(5000, 100), slo_classes={"gold": slo(500, 50)}) as wire:
-            seen = watch(wire)
-            told = (
-                ("superinfer-ttft-slo-ms", "750"),
-                ("superinfer-tbt-slo-ms", "75"),
-                ("superinfer-tenant", "m"),
-            )
-            asked = request(1, tenant="own", request_id="gold.1")
-            asked.slo.tbt_ms = 20
-            for one in (asked, request(1)):
-                said = await say(wire.stub.Generate(one, metadata=told))
-                assert said.code is grpc.StatusCode.OK
-            assert [one.slo for one in seen] == [slo(750, 20), slo(750, 75)]
-            assert [one.tenant for one in seen] == ["own", "m"]
-            said = await say(wire.stub.Generate(request(1), metadata=(("superinfer-ttft-slo-ms", "x"),)))
-            assert (said.code, said.trailers["superinfer-field"]) == (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "superinfer-ttft-slo-ms",
-            )
-
-    run(scenario())
-
-
-def test_what_is_served() -> None:
-    async def scenario() -> None:
-        async with facing(model_name="served") as (_, stub):
-            info = await stub.GetModelInfo(trt.GetModelInfoRequest())
-            assert (info.model_id, info.vocab_size, info.max_batch_size) == ("served", 256, 64)
-            assert (info.max_seq_len, info.max_input_len) == (1024, 1023)  # the HBM pool: 64 blocks of 16
-            assert "stop_strings" in info.supported_features
-            server = await stub.GetServerInfo(trt.GetServerInfoRequest())
-            assert (server.backend, server.world_size) == ("superinfer-echo", 1)
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.Embed(trt.EmbedRequest())
-            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        async with facing({"text": False}) as (_, stub):
-            info = await stub.GetModelInfo(trt.GetModelInfoRequest())
-            assert (info.model_id, "stop_strings" in info.supported_features) == ("echo", False)
-
-    run(scenario())
-
-
-def test_the_tokenizer_comes_in_pieces_and_whole() -> None:
-    async def scenario() -> None:
-        async with facing() as (wire, stub):
-            assert wire.service.tokenizer is not None
-            kept = {"a.json": b"{}", "b.bin": hashlib.shake_256(b"").digest(1_200_000)}  # does not compress
-            wire.service.tokenizer.files = lambda: kept
-            archives = []
-            for _ in range(2):
-                pieces = [piece async for piece in stub.GetTokenizer(common.GetTokenizerRequest())]
-                whole = b"".join(piece.data for piece in pieces)
-                assert [piece.sha256 for piece in pieces[:-1]] == [""] * 2
-                assert pieces[-1].sha256 == hashlib.sha256(whole).hexdigest()
-                archives.append(whole)
-            assert archives[0] == archives[1]
-            with zipfile.ZipFile(io.BytesIO(archives[0])) as archive:
-                assert {name: archive.read(name) for name in archive.namelist()} == kept
-        async with facing({"text": False}) as (_, stub):
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.GetTokenizer(common.GetTokenizerRequest()).read()
-            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-    run(scenario())
-
-
-def test_load_comes_at_once_and_again() -> None:
-    async def scenario() -> None:
-        async with facing() as (wire, stub):
-            wire.service.driver.hold()
-            running = stub.Generate(ask(1, max_tokens=2))
-            await until(lambda: wire.server.calls.live == 1)
-            wire.service.driver.step()
-            await running.read()
-            call = stub.SubscribeKvEvents(common.SubscribeKvEventsRequest())
-            first, second = await call.read(), await call.read()
-            for at, batch in enumerate((first, second), start=1):
-                assert (batch.sequence_number, len(batch.events)) == (0, 0)
-                assert (batch.load.sample, batch.load.load_only) == (at, True)
-                assert (batch.load.running_requests, batch.load.waiting_requests) == (1, 0)
-                assert (batch.load.max_running_requests, batch.load.max_total_num_tokens) == (64, 1024)
-            assert second.load.gen_throughput == 0
-            call.cancel()
-            other = stub.SubscribeKvEvents(common.SubscribeKvEventsRequest())
-            await other.read()
-            wire.service.driver.release()
-            await read(running)
-            stopping = asyncio.create_task(wire.server.stop())
-            while await other.read() is not grpc.aio.EOF:
-                pass
-            await stopping
-
-    run(scenario())
-
-
-def test_who_was_rotated_out_waits() -> None:
-    async def scenario() -> None:
-        async with facing() as (wire, stub):
-            seen = wire.service.executor.snapshot()
-            wire.service.executor.snapshot = lambda: replace(
-                seen, waiting=3, prefill=2, decode=5, rotating_out=1, rotary=7, rotating_in=2, device_free=16
-            )
-            load = (await stub.SubscribeKvEvents(common.SubscribeKvEventsRequest()).read()).load
-            assert (load.running_requests, load.waiting_requests) == (7, 13)
-            assert (load.queues.waiting, load.queues.paused) == (3, 10)
-            assert (load.token_usage, load.num_used_tokens) == (0.75, 48 * 16)
-
-    run(scenario())
-
-
-def test_it_can_be_left_out() -> None:
-    async def scenario() -> None:
-        async with facing(facade=False) as (_, stub):
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.HealthCheck(trt.HealthCheckRequest())
-            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     run(scenario())
