@@ -26,8 +26,8 @@ from superinfer_trt.core.request import FinishReason, Request, Sampling
 from superinfer_trt.core.units import SECOND, Nanos, RequestId
 from superinfer_trt.core.view import Limits
 from superinfer_trt.runtime.doors import BoundedInbox
-from superinfer_trt.runtime.quotas import Quotas
 from superinfer_trt.runtime.executor import Snapshot
+from superinfer_trt.runtime.quotas import Quotas
 from superinfer_trt.trtllm.llm_compat import failure_of, message_of
 from superinfer_trt.trtllm.llm_numbers import LlmNumbers
 from superinfer_trt.trtllm.llm_request import (
