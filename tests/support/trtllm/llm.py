@@ -280,9 +280,8 @@ class FakeExecutor:
     def _dispatch(self) -> None:
         while not self._stop.is_set():
             if not self._results:
-                self._work.wait(0.05)
+                self._work.wait(0.05)  # the loop turns on: a batch may still be in the air
                 self._work.clear()
-                continue
             try:
                 responses = self._backend.step()
             except Exception as error:  # the worker's loop logs it, says that it has ended, and that is all
