@@ -1,31 +1,36 @@
 """The native link against plain copies, in one run: bandwidth both ways, rate limit, cost of a submit.
 
-duplex    DuplexLink without a rate: `--blocks` scattered blocks each way, one copy in each direction
-memcpy    the machine's limit: two threads, one a direction, each one call of the C library's memcpy (what
-          std::memcpy is) over as many bytes side by side
-loop      one Python thread, one numpy slice copy a block, directions in turns
-rate      DuplexLink at 1 and 2 GB/s each way: what crossed against what was asked for
-submit    what a submit of 1,000 blocks costs its caller, as one copy and as 100 copies of 10 blocks: the
-          whole of DuplexLink.submit, and of it the call into the native core
+bandwidth   DuplexLink without a rate, `--blocks` scattered blocks each way, a copy in each direction, against
+    memcpy_whole    two threads of a C++ program, one a direction, one memcpy of as many bytes side by side
+    memcpy_blocks   the same threads, one memcpy a block, scattered as ours are
+    loop            one Python thread, one numpy slice copy a block, directions in turns
+naive       what a stack does whose pools are layer-first: one copy for each layer's keys and one for its
+    values, of each block, directions in turns, in Python; beside it DuplexLink over block-first pools, and
+    over the layer-first ones
+rate        DuplexLink at 1 and 2 GB/s each way: what crossed against what was asked for
+submit      what a submit of 1,000 blocks costs its caller, as one copy and as 100 copies of 10 blocks: the
+    whole of DuplexLink.submit, and of it the call into the native core
 
 Figures are payload, both directions together; each is the median of `--repeats` rounds, taken in turns.
-The load average stands below the table: rerun on a quiet machine what is to be reported.
+The load average stands below the table: rerun on a quiet machine what is to be reported. The C++ program is
+a target of the preset `release`:
 
+    cmake --preset release && cmake --build --preset release --target memcpy_pair
     python benchmarks/link.py [--json] [--blocks 2400] [--kib 64,256,1024,4096] [--repeats 7] [--threads 1]
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
+import subprocess
 import sys
-import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +44,31 @@ D2H, H2D = Direction.D2H, Direction.H2D
 POOL_BYTES_MAX = 512 << 20  # of one direction's share of one tier: four such shares fit a small machine
 
 
-_memcpy = ctypes.CDLL(None).memcpy  # without the GIL
-_memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_memcpy.restype = ctypes.c_void_p
+MEMCPY_PAIR = Path(__file__).resolve().parent.parent / "build" / "release" / "benchmarks/native/memcpy_pair"
+# Blocks of 16 tokens: bytes of one layer's keys (or values), and twice the layers.
+NAIVE = {"SmolLM2-135M": (6 << 10, 60), "Llama-3-8B": (32 << 10, 64), "Qwen2.5-32B": (32 << 10, 128)}
+
+
+class MemcpyPair:
+    """The C++ program: rounds of two memcpy threads over pools like ours."""
+
+    def __init__(self, program: Path, blocks: int, block_bytes: int) -> None:
+        self._process = subprocess.Popen(
+            [program, str(blocks), str(block_bytes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def seconds(self, way: str, rounds: int) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        taken = 0.0
+        for _ in range(rounds):
+            self._process.stdin.write(way + "\n")
+            self._process.stdin.flush()
+            taken += float(self._process.stdout.readline())
+        return taken
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)  # the end of its input is its own
 
 
 def copy_of(kind: CopyKind, source: NDArray[np.int32], target: NDArray[np.int32], after: int = -1) -> Copy:
@@ -59,6 +86,22 @@ def drain(link: DuplexLink, groups: int) -> None:
         groups -= len(done)
 
 
+def link_over(
+    device: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    host: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    rate: float = 0.0,
+    threads: int = 1,
+) -> DuplexLink:
+    return DuplexLink(
+        device,
+        host,
+        h2d_bytes_per_s=rate,
+        d2h_bytes_per_s=rate,
+        queue_bytes_max=1 << 40,
+        host_threads=threads,
+    )
+
+
 class Rig:
     """Two pools of twice `blocks` blocks: the first half of each goes out or came in, scattered."""
 
@@ -67,14 +110,7 @@ class Rig:
         self.host = allocate_pool(2 * blocks, block_bytes)
         for pool in (self.device, self.host):
             pool[:] = 1  # no page is touched for the first time inside a measurement
-        self.link = DuplexLink(
-            self.device,
-            self.host,
-            h2d_bytes_per_s=rate,
-            d2h_bytes_per_s=rate,
-            queue_bytes_max=1 << 40,
-            host_threads=threads,
-        )
+        self.link = link_over(self.device, self.host, rate, threads)
         random = np.random.default_rng(1)
         slots = [random.permutation(2 * blocks).astype(np.int32) for _ in range(2)]
         self.device_ids, self.host_ids = slots
@@ -87,18 +123,6 @@ class Rig:
         self.link.submit(D2H, [self.out])
         self.link.submit(H2D, [self.back])
         drain(self.link, 2)
-
-    def memcpy(self) -> None:
-        half = self.blocks
-        pairs = ((self.host[:half], self.device[:half]), (self.device[half:], self.host[half:]))
-        threads = [
-            threading.Thread(target=_memcpy, args=(to.ctypes.data, of.ctypes.data, of.nbytes))
-            for to, of in pairs
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
     def loop(self) -> None:
         device, host = self.device, self.host
@@ -115,26 +139,93 @@ def seconds(work: Callable[[], None], rounds: int) -> float:
     return time.perf_counter() - begin
 
 
-def measure_bandwidth(blocks: int, kib: int, repeats: int, threads: int) -> dict[str, object]:
+def medians(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Seconds of each way, measured in turns; the first time does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            once = way()
+            if repeat:
+                taken[name].append(once)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def measure_bandwidth(program: Path, blocks: int, kib: int, repeats: int, threads: int) -> dict[str, object]:
     block_bytes = kib << 10
     at_once = min(blocks, max(1, POOL_BYTES_MAX // block_bytes))
     rounds = -(-blocks // at_once)
     rig = Rig(at_once, block_bytes, 0.0, threads)
-    taken: dict[str, list[float]] = {"duplex": [], "memcpy": [], "loop": []}
-    for name in taken:
-        getattr(rig, name)()
-    for _ in range(repeats):
-        for name, times in taken.items():
-            times.append(seconds(getattr(rig, name), rounds))
+    pair = MemcpyPair(program, at_once, block_bytes)
+    taken = medians(
+        {
+            "duplex": lambda: seconds(rig.duplex, rounds),
+            "memcpy_whole": lambda: pair.seconds("whole", rounds),
+            "memcpy_blocks": lambda: pair.seconds("blocks", rounds),
+            "loop": lambda: seconds(rig.loop, rounds),
+        },
+        repeats,
+    )
     payload = 2 * rounds * at_once * block_bytes
-    speed = {name: payload / statistics.median(times) / 1e9 for name, times in taken.items()}
+    speed = {name: payload / value / 1e9 for name, value in taken.items()}
     rig.link.close()
+    pair.close()
     return {
         "kib": kib,
         "blocks": rounds * at_once,
         **{f"{name}_gb_per_s": round(value, 2) for name, value in speed.items()},
-        "over_memcpy": round(speed["duplex"] / speed["memcpy"], 2),
+        "over_memcpy": round(speed["duplex"] / max(speed["memcpy_whole"], speed["memcpy_blocks"]), 2),
         "over_loop": round(speed["duplex"] / speed["loop"], 2),
+    }
+
+
+class LayerFirst:
+    """Pools as [layer's keys or values][block]: a block is `parts` pieces of `piece_bytes`, far apart."""
+
+    def __init__(self, blocks: int, piece_bytes: int, parts: int) -> None:
+        self.rig = Rig(blocks, piece_bytes * parts, 0.0)
+        shape = (parts, 2 * blocks, piece_bytes)
+        # The memory of the block-first pools, cut the other way: their contents do not matter.
+        self.device: list[NDArray[np.uint8]] = list(self.rig.device.reshape(shape))
+        self.host: list[NDArray[np.uint8]] = list(self.rig.host.reshape(shape))
+        self.link = link_over(self.device, self.host)
+
+    def naive(self) -> None:
+        rig = self.rig
+        for device, host in zip(self.device, self.host, strict=True):
+            for source, target in zip(rig.out.source, rig.out.target, strict=True):
+                host[target] = device[source]
+            for source, target in zip(rig.back.source, rig.back.target, strict=True):
+                device[target] = host[source]
+
+    def in_parts(self) -> None:
+        self.link.submit(D2H, [self.rig.out])
+        self.link.submit(H2D, [self.rig.back])
+        drain(self.link, 2)
+
+
+def measure_naive(model: str, repeats: int) -> dict[str, object]:
+    piece_bytes, parts = NAIVE[model]
+    block_bytes = piece_bytes * parts
+    blocks = max(1, POOL_BYTES_MAX // 4 // block_bytes)
+    pools = LayerFirst(blocks, piece_bytes, parts)
+    taken = medians(
+        {
+            "duplex": lambda: seconds(pools.rig.duplex, 1),
+            "duplex_in_parts": lambda: seconds(pools.in_parts, 1),
+            "naive": lambda: seconds(pools.naive, 1),
+        },
+        repeats,
+    )
+    payload = 2 * blocks * block_bytes
+    pools.link.close()
+    pools.rig.link.close()
+    return {
+        "model": model,
+        "block_kib": block_bytes >> 10,
+        "pieces": parts,
+        "piece_kib": piece_bytes >> 10,
+        **{f"{name}_gb_per_s": round(payload / value / 1e9, 2) for name, value in taken.items()},
+        "over_naive": round(taken["naive"] / taken["duplex"], 2),
     }
 
 
@@ -231,21 +322,27 @@ def main() -> int:
     parser.add_argument("--kib", default="64,256,1024,4096", help="block sizes, comma separated")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="that copy, of each lane")
+    parser.add_argument("--memcpy-pair", type=Path, default=MEMCPY_PAIR, help="the C++ program")
     arguments = parser.parse_args()
+    if not arguments.memcpy_pair.is_file():
+        parser.error(f"no {arguments.memcpy_pair}; the text above says how to build it")
     result = {
         "benchmark": "link",
         "load": os.getloadavg()[0],
         "bandwidth": [
-            measure_bandwidth(arguments.blocks, int(kib), arguments.repeats, arguments.threads)
+            measure_bandwidth(
+                arguments.memcpy_pair, arguments.blocks, int(kib), arguments.repeats, arguments.threads
+            )
             for kib in arguments.kib.split(",")
         ],
+        "naive": [measure_naive(model, arguments.repeats) for model in NAIVE],
         "rate": [measure_rate(rate, 360, 0.2) for rate in (1e9, 2e9)],
         "submit": [measure_submit(1, 1000, 500), measure_submit(100, 10, 500)],
     }
     if arguments.json:
         print(json.dumps(result))
         return 0
-    for part in ("bandwidth", "rate", "submit"):
+    for part in ("bandwidth", "naive", "rate", "submit"):
         print_table(part, result[part])  # type: ignore[arg-type]
     print(f"load average {result['load']:.1f} on {len(os.sched_getaffinity(0))} cores")
     return 0

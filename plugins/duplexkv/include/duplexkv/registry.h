@@ -77,7 +77,8 @@ DKV_API dkv_status dkv_port_publish(const char* key, const dkv_port* port);
  * wait stands for all copies in that are in the lane's stream at each launch, and a mark for
  * nothing: call dkv_mark_stream behind the launch. A wait that finds its copies not yet in the
  * lane's stream is DKV_BUSY. It rotates where the build has the copy kernels, the GPU can run them
- * and both pools are block-first; streams and graphs that carry a rotation end before the engine is destroyed. */
+ * and both pools are block-first; streams and graphs that carry a rotation end before the engine is
+ * destroyed. */
 DKV_API dkv_status dkv_engine_publish(const char* key, dkv_engine* engine);
 
 /* Empties the berth and returns when nobody is inside the port any more. An empty one is fine. */
