@@ -168,7 +168,7 @@ def test_patterns_on_three_ranks_with_cancels_and_evictions(policy: str, depth: 
 class Wrong:
     """An engine that does one batch otherwise than the other ranks'."""
 
-    def __init__(self, engine: PatternEngine, what: str) -> None:
+    def __init__(self, engine: PatternEngine | NativeEngine, what: str) -> None:
         self._engine = engine
         self._what = what
         self._batches = 0
@@ -217,6 +217,27 @@ def test_a_rank_that_does_otherwise_ends_all_with_the_reason(rank: int, what: st
 
     with pytest.raises((RankLost, InvariantViolation), match=words):
         run_ranks(2, requests, make_policy("rotasched"), limits, make, timeout_s=20)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_between_half_layers_leaves_nobody_waiting(rank: int) -> None:
+    """The other one waits for its partial sums inside a step."""
+    limits = limits_of(40, rotates=True)
+    engines = []
+
+    def make(at: int, comm: Comm) -> Own:
+        weights = SplitWeights(RandomWeights(TINY), at, comm.ranks)
+        pool = allocate_pool(limits.device_blocks, weights.config.geometry(BLOCK, 4).block_bytes)
+        engine = NativeEngine(weights, pool, dtype="fp32", threads=2, reduce=comm.add)
+        engines.append(engine)
+        return Own(Wrong(engine, "launch") if at == rank else engine, PollLink())
+
+    try:
+        with pytest.raises(RankLost, match=f"rank {rank}.* no memory"):
+            run_ranks(2, crowd(5), make_policy("rotasched"), limits, make, timeout_s=20)
+    finally:
+        for engine in engines:
+            engine.close()
 
 
 def test_logits_of_all_ranks_are_the_same_bits_and_near_those_of_one() -> None:
