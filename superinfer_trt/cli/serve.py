@@ -83,6 +83,7 @@ def server_options(made: Config) -> ServerOptions:
         reflection=service.reflects,
         metrics_host=service.metrics_host,
         metrics_port=service.metrics_port,
+        tenants=tuple(made.tenants.named),
         make_recording=None if made.engine.name == "trtllm" else Recording,  # its turns are in workers
         facade=service.facade,
         model_name="" if made.engine.name in ("sim", "pattern") else made.model.name,

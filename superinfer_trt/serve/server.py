@@ -53,6 +53,7 @@ class ServerOptions:
 
     `port` 0: any free one. `requests_max`: live requests; the next is refused with RESOURCE_EXHAUSTED.
     `metrics_port` 0: any free one; None: no metrics endpoint. `make_recording` None: no Profile.
+    `tenants`: those with a label of their own in the metrics, whoever comes first.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
     gateways for TensorRT-LLM is there too; it shows them `model_name` (empty: the model's own).
     `slo_classes`: objectives by the class in front of its ids.
@@ -67,6 +68,7 @@ class ServerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     make_recording: MakeRecording | None = None
+    tenants: tuple[str, ...] = ()
     reflection: bool = True
     facade: bool = True
     model_name: str = ""
@@ -83,7 +85,7 @@ class Server:
         self._service = service
         self._options = options
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
-        self.calls.tally.name_classes(options.slo_classes)
+        self.calls.tally.expect(options.tenants, options.slo_classes)
         self._servicer = Servicer(self.calls, options.make_recording)
         self._facade = Facade(self.calls, options.model_name, options.slo_classes) if options.facade else None
         self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)

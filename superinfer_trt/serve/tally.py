@@ -11,7 +11,7 @@ Labels are bounded: the first tenants and classes have a series of their own, la
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from superinfer_trt.core.attainment import LATE_GAPS_PER_HUNDRED_MAX, STALL_MAX
@@ -22,7 +22,7 @@ from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, Nanos, RequestId
 from superinfer_trt.serve.histogram import TBT_BOUNDS, TOTAL_BOUNDS, TTFT_BOUNDS, Histogram
 
-TENANTS_MAX = 64
+TENANTS_MAX = 64  # beside those that were configured
 CLASSES_MAX = 8  # beside the default and those that were configured
 SERIES_MAX = 256
 """Pairs of tenant and class."""
@@ -82,16 +82,20 @@ class Tally:
         self._open: dict[RequestId, Open] = {}
         self._series: dict[tuple[str, str], Series] = {}
         self._tenants: set[str] = set()
+        self._tenants_max = TENANTS_MAX
         self._classes: dict[Slo, str] = {default_slo: DEFAULT_CLASS}
-        self._configured = 1
+        self._classes_max = 1 + CLASSES_MAX
         self.refusals: dict[RefusalCode, int] = dict.fromkeys(RefusalCode, 0)
         self.aborts = 0
 
-    def name_classes(self, classes: Mapping[str, Slo]) -> None:
-        """Classes that were configured go by their names. Before the first request."""
+    def expect(self, tenants: Iterable[str], classes: Mapping[str, Slo]) -> None:
+        """Tenants and classes that were configured have series of their own, whoever comes first. Before the
+        first request."""
+        self._tenants.update(tenants)
+        self._tenants_max = len(self._tenants) + TENANTS_MAX
         self._classes |= {slo: name for name, slo in classes.items()}
         self._classes[self._default_slo] = DEFAULT_CLASS
-        self._configured = len(self._classes)
+        self._classes_max = len(self._classes) + CLASSES_MAX
 
     # ---- what happens ---------------------------------------------------------------------------
 
@@ -176,13 +180,13 @@ class Tally:
     def _series_of(self, tenant: str, slo: Slo) -> Series:
         tenant = tenant or NO_TENANT
         if tenant not in self._tenants:
-            if len(self._tenants) < TENANTS_MAX:
+            if len(self._tenants) < self._tenants_max:
                 self._tenants.add(tenant)
             else:
                 tenant = OTHER_TENANTS
         name = self._classes.get(slo)
         if name is None:
-            if len(self._classes) < self._configured + CLASSES_MAX:
+            if len(self._classes) < self._classes_max:
                 name = self._classes[slo] = f"{slo.ttft / MILLISECOND:g}ms/{slo.tbt / MILLISECOND:g}ms"
             else:
                 name = OTHER_CLASSES

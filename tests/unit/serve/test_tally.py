@@ -109,7 +109,7 @@ def test_one_turn_brings_many_requests() -> None:
 
 def test_tenants_and_classes_are_bounded() -> None:
     tally = Tally(SLO)
-    tally.name_classes({"chat": Slo(1, 2), "batch": Slo(3, 4)})
+    tally.expect([], {"chat": Slo(1, 2), "batch": Slo(3, 4)})
     for id in range(TENANTS_MAX + 10):
         tally.accepted(request(id, tenant=f"t{id}"), "")
     assert len(tally.series) == TENANTS_MAX + 1
@@ -126,6 +126,16 @@ def test_tenants_and_classes_are_bounded() -> None:
             tally.accepted(one, "")
     assert len(tally.series) == SERIES_MAX + 1
     assert sum(s.accepted for s in tally.series) == TENANTS_MAX + 10 + CLASSES_MAX * (TENANTS_MAX + 1) + 6
+
+
+def test_who_was_configured_has_a_label_however_late() -> None:
+    tally = Tally(SLO)
+    tally.expect(["late"], {})
+    for id in range(TENANTS_MAX + 10):
+        tally.accepted(request(id, tenant=f"t{id}"), "")
+    tally.accepted(request(1_000, tenant="late"), "")
+    tenants = {one.tenant: one.accepted for one in tally.series}
+    assert (tenants["late"], tenants["(other)"], len(tenants)) == (1, 10, TENANTS_MAX + 2)
 
 
 def test_refusals_and_listeners() -> None:
