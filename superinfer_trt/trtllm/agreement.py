@@ -7,22 +7,19 @@ all ranks, the slowest link. One call a turn from the loop's thread.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from superinfer_trt.core.errors import InvariantViolation
+from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.units import Nanos
-
-CHECKED_TURNS = 16
-"""A plan is compared across ranks once in so many turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What one rank sees at the beginning of a turn. `landed`: (group of copies, ok), ascending;
-    a group stays in it until it is agreed. Rates in bytes/s. `checksum`: of a recent plan."""
+    a group stays in it until it is agreed. Rates in bytes/s. `checksum`: of all plans so far."""
 
     now: Nanos
     landed: tuple[tuple[int, bool], ...] = ()
@@ -38,8 +35,8 @@ class Agreement(Protocol):
 
     def __call__(self, sample: Sample) -> Sample: ...
 
-    def planned(self, turn: int, line: Callable[[], str]) -> None:
-        """Tells what was planned; `line` is asked for rarely."""
+    def planned(self, plan: Plan) -> None:
+        """Tells what was planned."""
         ...
 
 
@@ -49,7 +46,7 @@ class Alone:
     def __call__(self, sample: Sample) -> Sample:
         return sample
 
-    def planned(self, turn: int, line: Callable[[], str]) -> None:
+    def planned(self, plan: Plan) -> None:
         """Nobody to compare with."""
 
 
@@ -58,21 +55,22 @@ class AmongRanks:
 
     def __init__(self, allgather: Callable[[object], Sequence[object]]) -> None:
         self._allgather = allgather
-        self._line = ""
+        self._plan: Plan | None = None
         self._checksum = 0
 
-    def planned(self, turn: int, line: Callable[[], str]) -> None:
-        """Keeps the plan for the comparison that goes with the next sample."""
-        if turn % CHECKED_TURNS == 0:
-            self._line = line()
-            self._checksum = zlib.crc32(self._line.encode())
+    def planned(self, plan: Plan) -> None:
+        """Counts the plan into the checksum that goes with the next sample. Numbers hash alike in every
+        process, and text is not made before somebody reads it."""
+        self._plan = plan
+        self._checksum = hash((self._checksum, plan))
 
     def __call__(self, sample: Sample) -> Sample:
         """Raises InvariantViolation on every rank, with the plans, when two ranks planned differently."""
         gathered = self._allgather(replace(sample, checksum=self._checksum))
         samples = [one for one in gathered if isinstance(one, Sample)]
         if any(s.checksum != samples[0].checksum for s in samples):
-            lines = dict.fromkeys(str(line) for line in self._allgather(self._line))
+            line = self._plan.line() if self._plan is not None else "nothing"
+            lines = [f"rank {rank}: {line}" for rank, line in enumerate(self._allgather(line))]
             raise InvariantViolation("ranks have planned differently: " + " | ".join(lines))
         everywhere = set.intersection(*({group for group, _ in s.landed} for s in samples))
         failed = {group for s in samples for group, ok in s.landed if not ok}

@@ -139,7 +139,7 @@ class Rotation:
         if not plan.idle:
             self.totals.turns += 1
             self.trace.plan(plan)
-        self.parts.agreement.planned(plan.turn, plan.line)
+        self.parts.agreement.planned(plan)
         self._plan = plan
         self._move(plan)
         return self._fitting(plan)

@@ -14,11 +14,9 @@ import pytest
 from superinfer_trt.core.errors import InvariantViolation, TransferFailed
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.plan import Plan
-from superinfer_trt.core.view import Order, View
 from superinfer_trt.trtllm.crossing import Crossing
 from superinfer_trt.trtllm.rotation import Rotation
-from support.legal_plans import RandomPolicy
-from support.trtllm.rotating import RotatingWorker
+from support.trtllm.rotating import RandomMoves, RotatingWorker
 from support.trtllm.worlds import run_world
 
 POLICIES = ("rotasched", "rota-slack", "waiting-first", "swapped-first", "ltr", "artifact")
@@ -56,24 +54,6 @@ def test_a_busy_and_failing_link_costs_time_only(overlap: bool) -> None:
 def test_a_link_that_always_fails_ends_the_worker() -> None:
     with pytest.raises(TransferFailed, match="8 rotations of this request failed"):
         run_world(1, failing=1.0)
-
-
-class RandomMoves:
-    """Any legal plan at random, without evictions and rejections."""
-
-    name = "random moves"
-    rotates = True
-
-    def __init__(self, seed: int) -> None:
-        self._inner = RandomPolicy(seed)
-        self.order: Order = self._inner.order
-
-    def __call__(self, view: View) -> Plan:
-        plan = self._inner(view)
-        return Plan(
-            plan.turn, plan.now, plan.admit, plan.prefill, plan.decode,
-            plan.rotate_out, plan.rotate_in, plan.sync,
-        )  # fmt: skip
 
 
 def at_random(seed: int) -> Callable[[RotatingWorker], None]:

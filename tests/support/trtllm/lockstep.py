@@ -6,8 +6,8 @@ upstream's loop cannot be otherwise or has a choice that the plan does not name:
 
 - **turn numbers**: the embedded executor does not count turns in which nothing is planned; lines have none;
 - **arrival**: a request arrives when its worker first sees it, so a scene names turns and not moments;
-- **chunks**: upstream cuts prompts itself, in whole units of its own and to the end of the step's tokens,
-  where a plan may leave some (to one who leaves after all, or under a cap): its scheduler is told the plan's cut;
+- **chunks**: upstream cuts prompts itself, in units of its own and to the end of the step's tokens, where a
+  plan may leave some (of one who leaves after all, or under a cap): its scheduler is told the plan's cut;
 - **room**: no block is set aside for upstream's own dummies (`spare_blocks` 0), and the list of active
   requests holds everybody, so that nobody waits where the plan cannot see it;
 - **cancels** come into force at the end of an iteration, in the embedded executor at the beginning of a turn

@@ -10,12 +10,15 @@ from typing import cast
 import numpy as np
 
 from superinfer_trt.build_trtllm import Link, RotationSettings, install
+from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.ports import Policy
 from superinfer_trt.core.units import MILLISECOND, Ticket
+from superinfer_trt.core.view import Order, View
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.trtllm.resources import RESOURCE_KEY, DuplexKvResources
 from superinfer_trt.trtllm.rotation import Rotation
 from superinfer_trt.trtllm.scheduler import RotaCapacityScheduler
+from support.legal_plans import RandomPolicy
 from support.trtllm.executor import Dist, PyExecutor
 from support.trtllm.gpu import Stream
 from support.trtllm.link import LateLink
@@ -140,3 +143,21 @@ class RotatingWorker:
         assert self.ledger.empty
         assert self.executor.kv_cache_manager.impl.sequences == set()
         assert self.link.idle
+
+
+class RandomMoves:
+    """Any legal plan at random, without evictions and rejections."""
+
+    name = "random moves"
+    rotates = True
+
+    def __init__(self, seed: int) -> None:
+        self._inner = RandomPolicy(seed)
+        self.order: Order = self._inner.order
+
+    def __call__(self, view: View) -> Plan:
+        plan = self._inner(view)
+        return Plan(
+            plan.turn, plan.now, plan.admit, plan.prefill, plan.decode,
+            plan.rotate_out, plan.rotate_in, plan.sync,
+        )  # fmt: skip
