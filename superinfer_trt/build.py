@@ -135,7 +135,7 @@ def _open(config: Config, outbox: Outbox, clock: Clock, stack: ExitStack, comm: 
     trace = PlanTrace()
     if config.scheduling.trace_file is not None:
         trace = PlanTrace(sink=stack.enter_context(_open_trace(config)))
-    inbox = BoundedInbox(clock, config.service.requests_max, quotas_of(config))
+    inbox = BoundedInbox(clock, config.service.requests_max, quotas_of(config, limits.block_tokens))
     parts = Parts(
         clock=clock,
         policy=Shedding(policy) if config.service.shed == "certain" else policy,
@@ -163,13 +163,13 @@ def policy_of(config: Config) -> AnyPolicy:
     return make_policy(name, **parameters, weights=weights)
 
 
-def quotas_of(config: Config) -> Quotas:
+def quotas_of(config: Config, block_tokens: int) -> Quotas:
     """The accounts of the tenants."""
     default, *named = (
         Quota(one.requests_max, one.tokens_max, one.blocks_max)
         for one in (config.tenants.default, *config.tenants.named.values())
     )
-    return Quotas(config.pools.block_tokens, default, dict(zip(config.tenants.named, named, strict=True)))
+    return Quotas(block_tokens, default, dict(zip(config.tenants.named, named, strict=True)))
 
 
 def limits_of(config: Config, policy: AnyPolicy) -> Limits:

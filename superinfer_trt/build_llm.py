@@ -89,6 +89,8 @@ class OpenLlm:
 
     def serve(self, outbox: Outbox) -> TrtllmExecutor:
         """The running service. Raises EngineFailed when the worker cannot generate."""
+        from superinfer_trt.build import quotas_of
+
         made = TrtllmExecutor(
             self.calls,
             self.served,

@@ -273,6 +273,10 @@ class Config(_Section):
             )
         if self.engine.tp > 1 and self.engine.name == "sim":
             raise ValueError(f"engine.tp: {self.engine.tp} ranks have nothing to share in the engine sim")
+        weights = {one.weight for one in (self.tenants.default, *self.tenants.named.values())}
+        if self.engine.name == "trtllm" and (self.service.shed != "off" or len(weights) > 1):
+            field = "tenants: weights" if len(weights) > 1 else "service.shed: certain"
+            raise ValueError(f"{field} need an embedded engine, not trtllm")
         return self
 
 

@@ -42,6 +42,11 @@ def test_it_is_read_and_written_like_any_other(tmp_path: Path) -> None:
         ({"tenants.named.a.tokens": 1}, ["unknown field", "tokens_max", "requests_max", "weight"]),
         ({"tenants.acme": 1}, ["tenants.acme", "unknown field", "default, named"]),
         ({"tenants.named": {"a b": {}}}, ["tenants.named", "pattern"]),
+        ({"engine.name": "trtllm", "service.shed": "certain"}, ["service.shed: certain", "not trtllm"]),
+        (
+            {"engine.name": "trtllm", "tenants.named": {"a": {"weight": 2}}},
+            ["tenants: weights", "not trtllm"],
+        ),
         ({"service.shed": "maybe"}, ["service.shed", "'off' or 'certain'"]),
     ],
 )
@@ -79,7 +84,7 @@ def test_weights_need_a_policy_that_knows_them(flags: dict[str, object], words: 
 def test_quotas_are_those_of_the_section(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(YAML)
-    quotas = quotas_of(load(path))
+    quotas = quotas_of(load(path), 16)
 
     def refusal(tenant: str, tokens: int) -> str:
         request = Request(RequestId(0), (1,), Sampling(max_tokens=tokens), tenant=tenant)
