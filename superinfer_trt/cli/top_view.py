@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -79,7 +80,10 @@ def rates(now: pb.Stats, before: pb.Stats) -> Rates:
 
 
 def frame(info: pb.GetModelInfoResponse, now: pb.Stats, before: pb.Stats) -> RenderableType:
-    """One picture, about 76 columns and 25 lines."""
+    """One picture that fits 80 columns and 24 lines.
+
+    Beside waiting and rotary: the longest wait, and the largest share of its objective anybody has used up.
+    """
     newest, life = rates(now, before), rates(now, pb.Stats())
     return Group(
         _head(info, now),
@@ -139,8 +143,8 @@ def _requests(now: pb.Stats) -> Table:
         note: Text | str = ""
         if waits is not None and counts[name]:
             note = Text.assemble(
-                f"longest {waits[0] / 1000:.2f} s, ",
-                (f"{waits[1]:.0%} of its SLO", "bold red" if waits[1] > 1 else ""),
+                f"{waits[0] / 1000:.2f} s, ",
+                (f"{waits[1]:.0%} of SLO", "bold red" if waits[1] > 1 else ""),
             )
         table.add_row(
             name.replace("_", " "), bar(_share(counts[name], live), colour), str(counts[name]), note
@@ -166,19 +170,23 @@ def _memory(now: pb.Stats, newest: Rates) -> Table:
 
 
 def _speed(newest: Rates, life: Rates) -> Table:
-    table = Table("", "now", "since start", box=None, pad_edge=False, header_style="dim")
-    for name, this, all_of_it in (
+    head = ("", "now", "since start")
+    table = Table(*head, " ", *head, box=None, pad_edge=False, header_style="dim")
+    speeds = (
         ("tokens/s", f"{newest.output_tokens_per_s:.0f}", f"{life.output_tokens_per_s:.0f}"),
         ("requests/s", f"{newest.requests_per_s:.2f}", f"{life.requests_per_s:.2f}"),
-        ("step ms", _number(newest.step_ms), _number(life.step_ms)),
-        ("plan ms", _number(newest.plan_ms), _number(life.plan_ms)),
         ("rotations/s", f"{newest.rotations_per_s:.1f}", f"{life.rotations_per_s:.1f}"),
         ("evictions/s", f"{newest.evictions_per_s:.1f}", f"{life.evictions_per_s:.1f}"),
+        ("step ms", _number(newest.step_ms), _number(life.step_ms)),
+        ("plan ms", _number(newest.plan_ms), _number(life.plan_ms)),
+    )
+    objectives = (
         ("TTFT met", _percent(newest.ttft_met), _percent(life.ttft_met)),
         ("TBT met", _percent(newest.tbt_met), _percent(life.tbt_met)),
         ("both met (mean)", _percent(newest.joint_met), _percent(life.joint_met)),
-    ):
-        table.add_row(name, this, all_of_it)
+    )
+    for speed, objective in zip_longest(speeds, objectives, fillvalue=("", "", "")):
+        table.add_row(*speed, "", *objective)
     return table
 
 
