@@ -76,7 +76,7 @@ class ExecutorServiceServicer:
         Ending the call (cancel, deadline, disconnect) ends the request.
 
         Statuses: OK (stop, length, or cancelled by Abort); INVALID_ARGUMENT, UNIMPLEMENTED, ALREADY_EXISTS (refused, see
-        the trailing metadata); RESOURCE_EXHAUSTED (queue full, or rejected by the policy: try again later);
+        the trailing metadata); RESOURCE_EXHAUSTED (queue full, quota used up, or rejected by the policy: try again later);
         UNAVAILABLE (the server drains); ABORTED (for a long time the caller did not read what was sent); INTERNAL (the
         engine or the link failed). With RESOURCE_EXHAUSTED by the policy, INTERNAL and UNAVAILABLE an accepted request
         gets its `ending` first, so that the work done is known.
