@@ -145,7 +145,7 @@ def test_a_chat_without_a_limit_of_its_own_is_taken(pair: tuple[Gateway, list[Re
 
 @contextmanager
 def paced(
-    program: Path, tokenizer: Path, *, step_ms: int = 20, requests_max: int = 64
+    program: Path, tokenizer: Path, *, policy: str = "round_robin", step_ms: int = 20, requests_max: int = 64
 ) -> Iterator[tuple[Gateway, list[Replica]]]:
     modelled = (
         "--engine", "sim", "--hbm-blocks", "4096", "--requests-max", str(requests_max),
@@ -155,11 +155,12 @@ def paced(
     with ExitStack() as stack:
         replicas = [stack.enter_context(replica(*modelled)) for _ in range(2)]
         targets = [one.target for one in replicas]
-        probes = (
+        options = (
+            "--disable-retries",
             "--health-check-interval-secs", "1", "--health-check-timeout-secs", "1",
             "--health-failure-threshold", "1",
         )  # fmt: skip
-        made = stack.enter_context(gateway(program, tokenizer, targets, "--disable-retries", *probes))
+        made = stack.enter_context(gateway(program, tokenizer, targets, *options, policy=policy))
         yield made, replicas
 
 
@@ -245,3 +246,29 @@ def test_a_killed_replica_takes_only_its_own_streams_with_it(program: Path, toke
         before = other.stats().accepted
         assert only_the_other_is_asked()
         assert other.stats().accepted == before + 4
+
+
+def test_who_has_less_to_do_gets_the_next(program: Path, tokenizer: Path) -> None:
+    """Requests that came past the gateway: only the load that replicas tell can show them."""
+    with paced(program, tokenizer, policy="cache_aware") as (made, replicas):
+        busy, idle = replicas
+        ids = pb.TokenIds(ids=[40, 41])
+        asked = pb.GenerateRequest(token_ids=ids, sampling=pb.Sampling(max_tokens=1500))
+        held = [busy.stub.Generate(asked) for _ in range(40)]
+        name = f"grpc://{busy.target}"
+
+        def told() -> dict[str, Any]:
+            _, loads = made.get("/loads")
+            return next((one for one in loads["loads"] if one["worker"] == name), {})
+
+        assert eventually(lambda: told().get("num_total_reqs") == 40, 15), told()
+        assert told()["max_running_requests"] == 64
+        for number in range(8):
+            messages = [{"role": "user", "content": f"{number} is another question"}]
+            status, _ = made.post(
+                "/v1/chat/completions", {**long_chat(), "messages": messages, "max_tokens": 2}
+            )
+            assert status == 200
+        assert (busy.stats().accepted, idle.stats().accepted) == (40, 8)
+        for one in held:
+            one.cancel()

@@ -145,13 +145,15 @@ class Events:
 
 
 @contextmanager
-def gateway(program: Path, tokenizer: Path, targets: Sequence[str], *options: str) -> Iterator[Gateway]:
+def gateway(
+    program: Path, tokenizer: Path, targets: Sequence[str], *options: str, policy: str = "round_robin"
+) -> Iterator[Gateway]:
     """The gateway in front of `targets`, all of them taken in; its log is shown when it does not come up."""
     port, metrics_port = _free_ports(2)
     command = [
         program, "launch", "--host", "127.0.0.1", "--port", str(port), "--prometheus-host", "127.0.0.1",
         "--prometheus-port", str(metrics_port), "--worker-urls", *(f"grpc://{one}" for one in targets),
-        "--model-path", tokenizer, "--policy", "round_robin", "--log-level", "warn", *options,
+        "--model-path", tokenizer, "--policy", policy, "--log-level", "warn", *options,
     ]  # fmt: skip
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
