@@ -199,14 +199,20 @@ def test_documents_and_dashboard_have_the_endpoints_names() -> None:
             await load(wire, 10)
             return await asyncio.to_thread(read, wire.server.metrics_url)
 
-    offered = {stem(name) for name in re.findall(r"^# TYPE (\S+)", run(scenario()), re.MULTILINE)}
-    offered = {name for name in offered if name.startswith(("superinfer_", "trtllm_"))}
+    families = list(text_string_to_metric_families(run(scenario())))
+    labels = {stem(one.name): {label for s in one.samples for label in s.labels} for one in families}
+    offered = {name for name in labels if name.startswith(("superinfer_", "trtllm_"))}
     told = {stem(name) for name in names((ROOT / "docs" / "observability.md").read_text())}
     assert told - {"superinfer_trt"} == offered
     board = json.loads((ROOT / "docs" / "grafana" / "superinfer.json").read_text())
     asked = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     shown = {stem(name) for name in names("\n".join(asked))}
     assert shown <= offered
+    for query in asked:
+        for name, matchers in re.findall(r"(superinfer_\w+)\{([^}]*)\}", query):
+            given = set(re.findall(r"(\w+)=~?\"", matchers)) - {"instance"}  # which Prometheus adds
+            grouped = {word for by in re.findall(r"by \(([^)]*)\)", query) for word in by.split(", ")}
+            assert given | (grouped - {"le"}) <= labels[stem(name)], query
     assert offered - shown <= {"trtllm_num_requests_waiting", "trtllm_num_requests_running"} | {
         "trtllm_kv_cache_utilization"  # the same as others, under the names of TensorRT-LLM
     }
