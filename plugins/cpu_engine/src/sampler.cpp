@@ -87,14 +87,42 @@ std::vector<std::int32_t> candidates(const float* logits, std::ptrdiff_t count,
   return ids;
 }
 
-// What weighs less than `least` weighs nothing from now on. Returns the sum of what is left.
-double drop_unlikely(float* weights, std::ptrdiff_t count, double least) {
-  double total = 0.0;
-  for (std::ptrdiff_t id = 0; id < count; ++id) {
-    if (static_cast<double>(weights[id]) < least) weights[id] = 0.0F;
-    total += static_cast<double>(weights[id]);
+constexpr std::ptrdiff_t kLanes = 16;  // side by side, so that the compiler can use vectors
+
+// What weighs less than `least` weighs nothing from now on. Returns the sum of what is left, in a
+// fixed order.
+double drop_unlikely(float* weights, std::ptrdiff_t count, float least) {
+  double sums[kLanes] = {};
+  for (std::ptrdiff_t begin = 0; begin < count; begin += kLanes) {
+    const std::ptrdiff_t lanes = std::min(kLanes, count - begin);
+    for (std::ptrdiff_t lane = 0; lane < lanes; ++lane) {
+      float& weight = weights[begin + lane];
+      weight = weight < least ? 0.0F : weight;
+      sums[lane] += static_cast<double>(weight);
+    }
   }
+  double total = 0.0;
+  for (const double sum : sums)
+    total += sum;
   return total;
+}
+
+// The largest, and of equals the lowest id.
+std::int32_t first_largest(const float* logits, std::ptrdiff_t count) {
+  float most[kLanes];
+  std::fill_n(most, kLanes, -std::numeric_limits<float>::infinity());
+  std::ptrdiff_t begin = 0;
+  for (; begin + kLanes <= count; begin += kLanes) {
+    for (std::ptrdiff_t lane = 0; lane < kLanes; ++lane) {
+      most[lane] = logits[begin + lane] > most[lane] ? logits[begin + lane] : most[lane];
+    }
+  }
+  float largest = *std::max_element(most, most + kLanes);
+  for (; begin < count; ++begin)
+    largest = std::max(largest, logits[begin]);
+  const float* found = std::find(logits, logits + count, largest);
+  return found == logits + count ? 0
+                                 : static_cast<std::int32_t>(found - logits);  // 0: nothing but NaN
 }
 
 constexpr std::int32_t kInPrompt = std::numeric_limits<std::int32_t>::min();
@@ -129,8 +157,7 @@ std::pair<const float*, std::int32_t> adjusted(std::span<const float> logits, co
   }
   for (const std::int32_t id : seen.forbidden)
     made[id] = -std::numeric_limits<float>::infinity();
-  const auto first = std::max_element(made, made + logits.size());  // of equals the lowest id
-  return {made, static_cast<std::int32_t>(first - made)};
+  return {made, first_largest(made, std::ssize(logits))};
 }
 
 std::int32_t draw_token(const Kernels& kernels, const float* logits, std::ptrdiff_t count,
@@ -140,7 +167,7 @@ std::int32_t draw_token(const Kernels& kernels, const float* logits, std::ptrdif
   double total = kernels.exp_sum(logits, count, logits[greedy], scale, scratch);
   if (!std::isfinite(total) || total <= 0.0) return greedy;
   if (choice.min_p > 0.0) {
-    total = drop_unlikely(scratch, count, choice.min_p * static_cast<double>(scratch[greedy]));
+    total = drop_unlikely(scratch, count, static_cast<float>(choice.min_p) * scratch[greedy]);
   }
   const double u = uniform(choice.seed, choice.index);
   const bool limited = choice.top_p < 1.0 || (choice.top_k > 0 && choice.top_k < count);
