@@ -38,6 +38,8 @@ class KvImpl:
         self._free = list(range(blocks))
         self._random.shuffle(self._free)
         self._sequences: dict[int, tuple[int, list[int]]] = {}  # id -> (tokens, blocks)
+        self.reusable_too_early = 0
+        """For tests: sequences that were given to the tree of reusable blocks while their request lived."""
 
     def add_sequence(
         self, request_id: int, input_length: int, beam_width: int, llm_request: LlmRequest | None = None
@@ -62,6 +64,7 @@ class KvImpl:
         if llm_request is None:
             self.pool[freed] = noise
         else:
+            self.reusable_too_early += not llm_request.is_finished
             self._stream.behind_batches(lambda: self.pool.__setitem__(freed, noise))
         self._free.extend(reversed(blocks))
 

@@ -131,6 +131,7 @@ class RotatingWorker:
         self.ledger.audit()
         impl = self.executor.kv_cache_manager.impl
         assert impl.get_kv_cache_stats().free_num_blocks >= self.ledger.device_free
+        assert impl.reusable_too_early == 0
 
     def drain(self, steps_max: int = 5_000) -> None:
         """Until nobody is left and every copy has landed; then both tiers are empty."""
