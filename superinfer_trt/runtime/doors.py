@@ -55,10 +55,17 @@ class BoundedInbox:
                     self.retry_after(),
                 )
             if self._quotas is not None:
-                self._count(self._quotas, request)
+                self._pass(request.tenant, self._quotas.refusal(request))
+                self._quotas.take(request)
             self._live += 1
             self._arrived.append(request)
         self._clock.wake()
+
+    def check(self, tenant: str) -> None:
+        """Raises Refused if `tenant` may have no more live requests: before anything is computed for one."""
+        if self._quotas is not None:
+            with self._lock:
+                self._pass(tenant, self._quotas.full(tenant))
 
     def cancel(self, id: RequestId, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a request early; unknown and finished ids are ignored."""
@@ -94,13 +101,12 @@ class BoundedInbox:
         of them ends, by how they ended of late; 1 s before any did. An estimate; 1 ms .. 60 s."""
         return max(RETRY_AFTER_MIN, min(RETRY_AFTER_MAX, int(self._gap / share)))
 
-    def _count(self, quotas: Quotas, request: Request) -> None:
-        refusal = quotas.refusal(request)
+    def _pass(self, tenant: str, refusal: Refused | None) -> None:
+        """Raises `refusal`, if there is one, with a guess of when to come again."""
         if refusal is None:
-            quotas.take(request)
             return
-        if refusal.code is RefusalCode.QUOTA:
-            refusal.retry_after = self.retry_after(quotas.in_flight(request.tenant).requests / self._live)
+        if refusal.code is RefusalCode.QUOTA and self._quotas is not None:
+            refusal.retry_after = self.retry_after(self._quotas.in_flight(tenant).requests / self._live)
         raise refusal
 
     def close(self, reason: str) -> None:

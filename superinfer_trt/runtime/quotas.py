@@ -55,6 +55,13 @@ class Quotas:
         has = self._in_flight.get(tenant, InFlight())
         return InFlight(has.requests, has.tokens, has.blocks)
 
+    def full(self, tenant: str) -> Refused | None:
+        """Why not even the smallest request of `tenant` is within its quota; None: one may be."""
+        has, quota = self._in_flight.get(tenant), self._named.get(tenant, self._default)
+        if has is None or quota.requests_max is None or has.requests < quota.requests_max:
+            return None
+        return self._refused(tenant, "requests", has.requests, 1, quota.requests_max)
+
     def refusal(self, request: Request) -> Refused | None:
         """Why `request` is not within its tenant's quota; None: it is.
 

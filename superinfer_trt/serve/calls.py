@@ -176,6 +176,7 @@ class Calls:
                 f"{self.requests_max} requests are live; try again later",
                 self.service.inbox.retry_after(),
             )
+        self.service.inbox.check(message.tenant)
         id = self.service.inbox.next_id()
         name = message.request_id or f"#{id}"
         if name in self._live:

@@ -27,6 +27,10 @@ class Door(Protocol):
         """Raises Refused when full or draining, or beyond its tenant's quota."""
         ...
 
+    def check(self, tenant: str) -> None:
+        """Raises Refused if `tenant` may have no more live requests."""
+        ...
+
     def retry_after(self, share: float = 1.0) -> Nanos:
         """When to try again for the place of one of `share` of all live requests; an estimate."""
         ...

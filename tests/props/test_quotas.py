@@ -78,7 +78,9 @@ def test_the_accounts_equal_a_recount(
             inbox.ended([RequestId(gone)])
             quotas.give(RequestId(gone))  # a second time changes nothing
         for name in ("a", "b", "c", ""):
-            assert quotas.in_flight(name) == naive(name, live)
+            has, most = naive(name, live), named.get(name, default).requests_max
+            assert quotas.in_flight(name) == has
+            assert (quotas.full(name) is not None) == (most is not None and has.requests >= most)
         assert len(quotas) == len({request.tenant for request in live.values()})
         assert inbox.live == len(live)
     inbox.ended([RequestId(id) for id in live])
