@@ -65,16 +65,22 @@ def _hopeless(view: View, order: Order) -> Iterator[Rejection]:
     if order.strict:
         prefilling = (c for c in view.running if c.phase is Phase.PREFILL)
         before = sum(c.target_tokens - c.computed_tokens for c in prefilling)
+    strict, now, forecast = order.strict, view.now, view.forecast
+    # prefill_ns_least, spelled out for the long walk
+    base, token, fastest = (
+        CERTAIN * part for part in (forecast.base_ns, forecast.token_ns, forecast.fastest_token_ns)
+    )
     for candidate in view.waiting:
         own, ttft = candidate.target_tokens, candidate.slo.ttft
-        if candidate.first_token < 0:
-            wait = int(least(before + own) * CERTAIN)
-            if view.now + wait > candidate.arrival + ttft and least(own) * CERTAIN <= ttft:
-                late = (view.now + wait - candidate.arrival - ttft) // MILLISECOND + 1
+        tokens, left = before + own, candidate.arrival + ttft - now
+        if fastest * tokens > left and base + token * tokens > left and candidate.first_token < 0:
+            late = int(least(tokens) * CERTAIN) - left
+            if late > 0 and least(own) * CERTAIN <= ttft:
+                late = late // MILLISECOND + 1
                 yield Rejection(
                     candidate.id,
                     f"overloaded: its first token would come {late} ms or more after its TTFT objective",
                 )
                 continue
-        if order.strict:
+        if strict:
             before += own

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from superinfer_trt.core.errors import EngineFailed
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.ports import ModelEngine
-from superinfer_trt.core.request import Sampling
+from superinfer_trt.core.request import OPTIONAL_SAMPLING, Sampling
 from superinfer_trt.core.step import Batch, Row
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.engine.modelled import ModelledEngine, StepCost
@@ -89,6 +89,43 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[[], Bench]]:
 def sampling(number: int, tokens: int) -> Sampling:
     """Every second request is greedy, the others draw."""
     return Sampling(tokens, temperature=0.8 * (number % 2), top_p=0.95, top_k=40 * (number % 3), seed=number)
+
+
+def test_a_claim_to_optional_sampling_is_kept(make: Callable[[], Bench]) -> None:
+    """No stop id before min_tokens, and a min_p of 1 is greedy."""
+    engine = make().engine
+    assert engine.supports <= OPTIONAL_SAMPLING
+    assert {"min_p", "min_tokens"} <= engine.supports
+    ways = [
+        Sampling(6),
+        Sampling(6, temperature=5.0, min_p=1.0, seed=3),
+        Sampling(3, min_tokens=3, stop_ids=frozenset(range(0, 211, 2))),
+        Sampling(6, temperature=2.0, min_tokens=6, stop_ids=frozenset(range(0, 211, 2)), seed=4),
+    ]
+    made = [Job(RequestId(i), [5, 6, 7], how, list(range(4 * i, 4 * i + 4))) for i, how in enumerate(ways)]
+    run_mixed(engine, made, random.Random(1))
+    greedy, likeliest, forbidden, drawn = (job.output for job in made)
+    assert greedy == likeliest
+    assert all(token % 2 for token in [*forbidden, *drawn])
+
+
+def test_penalties_depend_on_a_requests_own_tokens_alone(make: Callable[[], Bench]) -> None:
+    bench = make()
+    if not {"repetition_penalty", "presence_penalty", "frequency_penalty"} <= bench.engine.supports:
+        pytest.skip("this engine refuses penalties by name")
+    how = Sampling(8, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.3)
+
+    def made() -> list[Job]:
+        ways = [how, replace(how, temperature=1.0, min_p=0.05, seed=7), Sampling(8)]
+        return [
+            Job(RequestId(i), [9, 9, 8, i], way, list(range(4 * i, 4 * i + 4))) for i, way in enumerate(ways)
+        ]
+
+    alone = [run_alone(make().engine, job) for job in made()]
+    mixed = run_mixed(bench.engine, made(), random.Random(2))
+    assert list(mixed.values()) == alone
+    plain = run_alone(make().engine, replace(made()[0], sampling=Sampling(8)))
+    assert alone[0] != plain, "penalties changed nothing"
 
 
 def jobs(count: int, draw: random.Random, tokens: int = 6) -> list[Job]:

@@ -42,6 +42,7 @@ class Job:
             stop == len(self.known),
             len(self.output),
             self.sampling,
+            self.known[:stop] if self.sampling.penalised and stop == len(self.known) else (),
         )
 
 

@@ -198,6 +198,24 @@ def test_text_without_a_tokenizer_is_unimplemented() -> None:
     run(scenario())
 
 
+def test_what_the_engine_cannot_do_is_unimplemented_by_name() -> None:
+    async def scenario() -> None:
+        async with serving() as wire:  # an engine that echoes supports none of them
+            asked = {"min_p": 0.5, "presence_penalty": 1.0, "repetition_penalty": 2.0, "min_tokens": 2}
+            for name, value in asked.items():
+                message = request(1)
+                setattr(message.sampling, name, value)
+                said = await say(wire.stub.Generate(message))
+                assert said.code is grpc.StatusCode.UNIMPLEMENTED
+                assert said.trailers["superinfer-field"] == f"sampling.{name}"
+                assert said.trailers["superinfer-code"] == "unsupported"
+            message = request(1)
+            message.sampling.repetition_penalty = 1.0
+            assert (await say(wire.stub.Generate(message))).code is grpc.StatusCode.OK
+
+    run(scenario())
+
+
 def test_ids_of_requests() -> None:
     async def scenario() -> None:
         async with serving() as wire:

@@ -8,6 +8,7 @@ import pytest
 
 from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.plan import Plan
+from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.sched.registry import POLICIES, make_policy
 from superinfer_trt.sched.shedding import CERTAIN, Shedding
@@ -72,6 +73,21 @@ def test_the_faster_of_line_and_fastest_step_is_believed() -> None:
     assert replace(MS_A_TOKEN, base_ns=5e6).prefill_ns_least(10) == 10 * MILLISECOND
     assert replace(MS_A_TOKEN, fastest_token_ns=3e6).prefill_ns_least(10) == 10 * MILLISECOND
     assert StepForecast().prefill_ns_least(10) == 0
+
+
+def test_the_long_walk_says_what_the_forecast_says() -> None:
+    """The spelled-out line and fastest step, at the edge of each, against the formula itself."""
+    for forecast in (
+        MS_A_TOKEN,
+        StepForecast(7e6, 0.0, 0.9e6, 0.0, 9, 1.3e6),
+        StepForecast(0, 0, 2e6, 0, 9, 0.7e6),
+    ):
+        for tokens in (20, 100, 333):
+            certain = int(forecast.prefill_ns_least(tokens) * CERTAIN)
+            for left in (certain - MILLISECOND, certain - 1, certain, certain + MILLISECOND):
+                asks = Slo(ttft=certain + 2 * MILLISECOND)
+                one = replace(waiting(0, tokens, since=0), slo=asks, arrival=left - asks.ttft)
+                assert refused(crowded("rota-slack", one, now=0, forecast=forecast)) == [0] * (left < certain)
 
 
 def test_who_could_never_make_it_is_served_late() -> None:
