@@ -14,7 +14,7 @@ from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.model import ModelConfig
 from superinfer_trt.core.outcome import Ending, Sampled, TokenEvent, Totals
 from superinfer_trt.core.ports import Observer, Outbox
-from superinfer_trt.core.request import FinishReason, Request
+from superinfer_trt.core.request import OPTIONAL_SAMPLING, FinishReason, Request
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.core.view import Limits
 from superinfer_trt.runtime.clock import SystemClock
@@ -241,6 +241,7 @@ class EchoService:
         text: bool = True,
         device_blocks: int = 64,
         context_tokens_max: int = 4096,
+        supports: frozenset[str] = OPTIONAL_SAMPLING,
     ) -> None:
         self.clock = SystemClock()
         self.inbox = BoundedInbox(self.clock, requests_max)
@@ -253,7 +254,7 @@ class EchoService:
         )
         self.vocabulary = 256
         self.context_tokens_max = context_tokens_max
-        self.supports: frozenset[str] = frozenset()
+        self.supports = supports
         self.engine = "echo"
         self.policy = "none"
         self.driver.start()

@@ -200,7 +200,7 @@ def test_text_without_a_tokenizer_is_unimplemented() -> None:
 
 def test_what_the_engine_cannot_do_is_unimplemented_by_name() -> None:
     async def scenario() -> None:
-        async with serving() as wire:  # an engine that echoes supports none of them
+        async with serving({"supports": frozenset()}) as wire:
             asked = {"min_p": 0.5, "presence_penalty": 1.0, "repetition_penalty": 2.0, "min_tokens": 2}
             for name, value in asked.items():
                 message = request(1)
