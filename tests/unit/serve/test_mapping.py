@@ -103,7 +103,7 @@ REFUSED: list[tuple[str, pb.GenerateRequest, RefusalCode, str, str]] = [
     ("presence NaN", ids(1, presence_penalty=math.nan), INVALID, "sampling.presence_penalty", "-2 to 2"),
     ("frequency", ids(1, frequency_penalty=-2.1), INVALID, "sampling.frequency_penalty", "-2 to 2"),
     ("min_tokens", ids(1, max_tokens=4, min_tokens=5), INVALID, "sampling.min_tokens", "max_tokens (4)"),
-    ("min_tokens of default", ids(1, min_tokens=17), INVALID, "sampling.min_tokens", "max_tokens (16)"),
+    ("min_tokens of default", ids(1, min_tokens=200), INVALID, "sampling.min_tokens", "max_tokens (16)"),
     ("id of request", pb.GenerateRequest(request_id="x" * 129), TOO_LARGE, "request_id", "at most 128"),
     ("id's characters", pb.GenerateRequest(request_id="a b"), INVALID, "request_id", "A-Z"),
     ("id with newline", pb.GenerateRequest(request_id="a\n"), INVALID, "request_id", "A-Z"),
