@@ -32,6 +32,8 @@ class FacadeOutput:
         self, request: trt.GenerateRequest, model_stop_ids: frozenset[int], tokenizer: Tokenizer | None
     ) -> None:
         self._request = request
+        self._request_id = request.request_id
+        self._streams = request.streaming
         self._asked_stop_ids = frozenset(request.stop_token_ids)
         keeps = request.include_stop_token_in_output
         stop_ids = self._asked_stop_ids | (frozenset() if request.ignore_eos else model_stop_ids)
@@ -47,7 +49,7 @@ class FacadeOutput:
         """What `response` brings, as none, one or two messages."""
         fresh = len(self._ids)
         self._take(response.delta)
-        if self._request.streaming and len(self._ids) > fresh:
+        if self._streams and len(self._ids) > fresh:
             yield self._chunk(fresh)
         if response.HasField("ending") and response.ending.finish_reason in _REASONS:
             yield self._complete(response.ending)
@@ -56,24 +58,26 @@ class FacadeOutput:
         self._made += len(delta.token_ids)
         if self._tokenizer is not None:
             self._text += delta.text
+        told = delta.logprobs
         for at, token in enumerate(delta.token_ids):
             if token in self._dropped:
                 continue
             self._ids.append(token)
-            if delta.logprobs:
-                told = delta.logprobs[at]
-                top = [trt.TopLogprob(token_id=one.token_id, logprob=one.logprob) for one in told.top]
-                one = trt.TokenLogprob(token_id=token, logprob=told.logprob, top_logprobs=top)
+            if told:
+                top = [trt.TopLogprob(token_id=one.token_id, logprob=one.logprob) for one in told[at].top]
+                one = trt.TokenLogprob(token_id=token, logprob=told[at].logprob, top_logprobs=top)
                 self._logprobs.append(one)
 
     def _chunk(self, fresh: int) -> trt.GenerateResponse:
-        chunk = trt.GenerateStreamChunk(
-            token_ids=self._ids[fresh:],
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._made,
-            logprobs=self._logprobs[fresh:],
-        )
-        return trt.GenerateResponse(request_id=self._request.request_id, chunk=chunk)
+        response = trt.GenerateResponse()  # filled in place: there is one a token, and arguments cost more
+        response.request_id = self._request_id
+        chunk = response.chunk
+        chunk.token_ids.extend(self._ids[fresh:])
+        chunk.prompt_tokens = self._prompt_tokens
+        chunk.completion_tokens = self._made
+        if self._logprobs:
+            chunk.logprobs.extend(self._logprobs[fresh:])
+        return response
 
     def _complete(self, ending: pb.Ending) -> trt.GenerateResponse:
         kept = len(self._ids)
@@ -92,7 +96,7 @@ class FacadeOutput:
             complete.matched_token_id = ending.matched_token_id
         if self._request.output_config.return_perf_metrics:
             _write_metrics(complete.perf_metrics, ending.timings, ending.usage.output_tokens)
-        return trt.GenerateResponse(request_id=self._request.request_id, complete=complete)
+        return trt.GenerateResponse(request_id=self._request_id, complete=complete)
 
 
 def tokens_of_text(ids: Sequence[int], characters: int, tokenizer: Tokenizer) -> int:
