@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from statistics import median, quantiles
 
 from superinfer_trt.core.step import Copy, CopyDone, Direction
@@ -341,9 +342,11 @@ def main() -> int:
     parser.add_argument("--policies", default="rotasched,rota-slack")
     parser.add_argument("--turns", type=int, default=400)
     options = parser.parse_args()
-    for policy in options.policies.split(","):
-        for load, ranks in (("calm", 1), ("overload", 1), ("overload", 2)):
-            figures = measure(policy, load, ranks, options.turns)
+    runs = (("calm", 1), ("overload", 1), ("overload", 2))
+    cases = [(policy, *run, options.turns) for policy in options.policies.split(",") for run in runs]
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:  # what ran before marks a heap
+        for case in cases:
+            figures = fresh.apply(measure, case)
             print(json.dumps(figures) if options.json else "  ".join(f"{k} {v}" for k, v in figures.items()))
     return 0
 

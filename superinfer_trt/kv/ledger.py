@@ -163,11 +163,12 @@ class KvLedger:
     def _decode(self, plan: Plan) -> None:
         """One more token for each; a block for those whose last one is full."""
         chains, turn, block_tokens = self._chains, plan.turn, self._block_tokens
+        opening = 1 % block_tokens  # a token after so many whole blocks is the first of one
         for id in plan.decode:
             chain = chains[id]
             chain.scheduled = scheduled = chain.scheduled + 1
             chain.touched = turn
-            if scheduled > len(chain.device) * block_tokens:
+            if scheduled % block_tokens == opening and scheduled > len(chain.device) * block_tokens:
                 chain.device.append(self._device.take_one(chain.device[-1] + 1 if chain.device else NO_SLOT))
                 chain.facts.device_blocks = len(chain.device)
 

@@ -33,21 +33,22 @@ class Budget:
         "_evict",
         "_gone",
         "_needy",
-        "_prefilling",
         "_refused",
         "_reject",
-        "_residents",
         "_rotate_in",
         "_rotate_out",
         "_sync",
         "_unsynced",
         "coming",
+        "ending",
         "free",
         "host_room",
         "largest",
         "link_in",
         "link_out",
+        "prefilling",
         "promised",
+        "residents",
         "seats",
         "starved",
         "tokens",
@@ -67,9 +68,10 @@ class Budget:
         self.promised = view.promised_blocks
         self.largest = view.promised_blocks_max
         self.starved = 0  # decodes that found no block
-        self._residents: list[Candidate] = []  # all that could decode, in running order
+        self.residents: list[Candidate] = []  # all that could decode, in running order
+        self.prefilling: list[Candidate] = []
+        self.ending: list[Candidate] = []  # whose last token is in the air
         self._needy: list[Candidate] = []  # those of them whose next token needs a block
-        self._prefilling: list[Candidate] = []
         self._unsynced: list[Candidate] = []
         self._gone: set[RequestId] = set()
         self._decoding: list[RequestId] = []
@@ -87,12 +89,8 @@ class Budget:
     # --- the ones that run -----------------------------------------------------------------------
 
     def _survey(self, *, eager: bool) -> None:
-        residents, needy, prefilling, unsynced = (
-            self._residents,
-            self._needy,
-            self._prefilling,
-            self._unsynced,
-        )
+        residents, needy, unsynced = self.residents, self._needy, self._unsynced
+        prefilling, ending = self.prefilling, self.ending
         block_tokens = self.view.limits.block_tokens
         rows = min(self.tokens, self.seats)
         decode = Phase.DECODE
@@ -108,6 +106,7 @@ class Budget:
                 ):
                     needy.append(candidate)
             else:  # its last token is in the air: its blocks come free when that is collected
+                ending.append(candidate)
                 self.coming += candidate.device_blocks
                 continue
             if eager and candidate.full_blocks > candidate.synced_blocks:
@@ -122,7 +121,7 @@ class Budget:
     @property
     def decoding(self) -> int:
         """Rows of decodes that want to run."""
-        return len(self._residents) - len(self._gone)
+        return len(self.residents) - len(self._gone)
 
     def cap_tokens(self, tokens: int) -> None:
         """Lets the step carry at most `tokens` tokens. Call before `run`."""
@@ -136,7 +135,7 @@ class Budget:
     @property
     def runners(self) -> int:
         """Requests that hold HBM and will run on: the decoding ones and those in prefill."""
-        return len(self._residents) + len(self._prefilling) - len(self._gone)
+        return len(self.residents) + len(self.prefilling) - len(self._gone)
 
     def run(self) -> None:
         """Plans decodes and the chunks of requests already in prefill. Call after forced moves.
@@ -156,14 +155,14 @@ class Budget:
         self.starved = len(without)
         self.coming = max(0, self.coming - self.starved)
         skipped = gone | without
-        rows = self._residents[: min(self.tokens, self.seats)]
+        rows = self.residents[: min(self.tokens, self.seats)]
         if skipped:
             self._decoding = [c.id for c in rows if c.id not in skipped]
         else:
             self._decoding = [c.id for c in rows]
         self.tokens -= len(self._decoding)
         self.seats -= len(self._decoding)
-        for candidate in self._prefilling:
+        for candidate in self.prefilling:
             if self.tokens <= 0 or self.seats <= 0:
                 break
             if candidate.id not in gone:
@@ -269,10 +268,10 @@ class Budget:
         exceed the D2H allowance or the host room is passed over; but when none fits an allowance that is
         not 0, one goes alone.
         """
-        staying = len(self._residents) - len(self._gone)
+        staying = len(self.residents) - len(self._gone)
         oversize: Candidate | None = None
         if among is None:
-            among = reversed(self._residents) if newest else self._residents
+            among = reversed(self.residents) if newest else self.residents
         for candidate in among:
             if wanted <= 0 or staying <= keep:
                 break

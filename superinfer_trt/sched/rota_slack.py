@@ -129,7 +129,7 @@ class RotaSlack:
     def __call__(self, view: View) -> Plan:
         eager = self.parameters.eager_sync
         budget = Budget(view, eager=eager)
-        residents = self._residents(view)
+        residents = self._residents(budget)
         self._cap(budget, residents)
         self._make_room_to_grow(budget, residents)
         budget.run()
@@ -141,26 +141,22 @@ class RotaSlack:
 
     # --- the ones inside -------------------------------------------------------------------------
 
-    def _residents(self, view: View) -> _Residents:
+    def _residents(self, budget: Budget) -> _Residents:
         """One walk over all that run: sums in locals, half of what it took with attributes."""
         found = _Residents()
-        stint = self.parameters.min_stint_tokens
+        stint, view = self.parameters.min_stint_tokens, budget.view
         late_until, ahead_from = view.now - self._lost, view.now + self._ahead_min
-        decode = Phase.DECODE
         late, ahead = found.late, found.ahead
-        tightest = found.tightest
-        rows = context_tokens = late_blocks = ahead_blocks = 0
-        for candidate in view.running:
+        context_tokens = late_blocks = ahead_blocks = 0
+        tightest = min([c.slo.tbt for c in (*budget.prefilling, *budget.ending)], default=found.tightest)
+        for candidate in budget.residents:
             slo = candidate.slo
             tbt = slo.tbt
             if tbt < tightest:  # noqa: PLR1730 - min() is a call for each
                 tightest = tbt
-            if candidate.phase is not decode:
-                continue
-            rows += 1
             context_tokens += candidate.computed_tokens
             first = candidate.first_token
-            if first < 0 or candidate.remaining_tokens <= 0:
+            if first < 0:
                 continue
             until = first + (candidate.produced_tokens - 1) * tbt  # due(), spelled out
             if until <= late_until or first - candidate.arrival > slo.ttft:
@@ -169,7 +165,8 @@ class RotaSlack:
             elif until > ahead_from and candidate.stint_tokens >= stint:
                 ahead.append(candidate)
                 ahead_blocks += candidate.device_blocks
-        found.rows, found.context_tokens = rows, context_tokens
+        found.rows = len(budget.residents) + len(budget.ending)
+        found.context_tokens = context_tokens + sum([c.computed_tokens for c in budget.ending])
         found.tightest = tightest
         found.late_blocks, found.ahead_blocks = late_blocks, ahead_blocks
         return found

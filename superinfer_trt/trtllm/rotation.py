@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from typing import cast
 
 from superinfer_trt.core.check import check_plan
@@ -78,12 +77,11 @@ class _Flight:
 
     def settle(self) -> None:
         """Forgets those that have ended."""
-        ended = self.ended
-        if ended:
-            kept = [id not in ended for id in self.ids]
-            for column in (self.ids, self.decodes, self.tokens):
-                column[:] = compress(column, kept)  # type: ignore[arg-type]
-            self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id not in ended]
+        for id in self.ended.intersection(self.ids):
+            index = self.ids.index(id)
+            del self.ids[index], self.decodes[index], self.tokens[index]
+        if self.ended:
+            self.chunks[:] = [chunk for chunk in self.chunks if chunk[0].id not in self.ended]
 
     def of(self, batch: UpstreamBatch) -> bool:
         """Whether upstream's `batch` is this one; another object may hold the same requests."""
