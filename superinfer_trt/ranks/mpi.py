@@ -32,8 +32,10 @@ HEAD_WORDS = 512
 TESTS_A_YIELD = 16
 YIELDS_MAX = 200
 """Tests without a pause: 1 to 2 ms, in which whoever has no core of his own gets this one."""
-NAP_NS: Nanos = 50_000
-NAP_MAX_NS: Nanos = 1_000_000
+NAP_SHARE = 16
+"""A nap is this part of the wait so far: no wait gets much longer by it, and an idle rank sleeps well."""
+NAP_MIN_NS: Nanos = 50_000
+NAP_MAX_NS: Nanos = 4_000_000
 PARTING_NS: Nanos = 15 * SECOND
 
 
@@ -183,15 +185,14 @@ class MpiComm:
             os.sched_yield()
         self._pending.append(request)
         clock = self._naps
-        began, nap = clock.now(), NAP_NS
+        began = clock.now()
         while not test():
             now = clock.now()
             self._listen()
             if now - began > self._timeout_s * SECOND:
                 self.alarm(f"a rank did not answer rank {self.rank} within {self._timeout_s:g} s")
                 raise RankLost(self.lost)
-            clock.park(now + nap)
-            nap = min(NAP_MAX_NS, nap + NAP_NS // 8)
+            clock.park(now + max(NAP_MIN_NS, min(NAP_MAX_NS, (now - began) // NAP_SHARE)))
         self._pending.remove(request)
 
     def _listen(self) -> None:

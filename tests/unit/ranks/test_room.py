@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from superinfer_trt.build import build_service
+from superinfer_trt.config import load
 from superinfer_trt.core.errors import ConfigError, SuperInferError
 from superinfer_trt.ranks.comm import Comm, RankLost
 from superinfer_trt.ranks.room import Room
 from superinfer_trt.ranks.start import NotStarted, together
+from support.world import Streams
 
 
 def on_ranks(ranks: int, body: Callable[[Comm], Any], timeout_s: float = 20) -> list[Any]:
@@ -126,3 +129,12 @@ def test_rank_0_says_why_they_did_not_start(
     assert isinstance(found[0], kind)
     assert words in str(found[0])
     assert [type(error) for error in found[1:]] == [NotStarted, NotStarted]
+
+
+def test_a_service_of_one_refuses_to_be_several() -> None:
+    """Where a service is made without mpiexec: Triton, the batch scripts."""
+    config = load(None, {"engine.name": "pattern", "engine.tp": 2})
+    with pytest.raises(
+        ConfigError, match=r"engine.tp: 2 ranks are for `mpiexec -n 2 .*this is a service of 1"
+    ):
+        build_service(config, Streams())
