@@ -20,6 +20,7 @@ from superinfer_trt.core.errors import ConfigError, Refused, SuperInferError
 COMMANDS = {
     "serve": ("superinfer_trt.cli.serve:serve", "Serve a model over gRPC."),
     "generate": ("superinfer_trt.cli.generate:generate", "Send one request and stream its answer."),
+    "batch": ("superinfer_trt.cli.batch:batch", "Answer a file of requests, OpenAI's Batch format."),
     "top": ("superinfer_trt.cli.top:top", "Watch a server."),
     "profile": ("superinfer_trt.cli.profile:profile", "Record a server for Perfetto."),
     "bench": ("superinfer_trt.cli.bench:bench", "Load a server and report how it kept its objectives."),

@@ -34,7 +34,7 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
-    own="core sched kv runtime transfer engine model sim serve trtllm ranks triton "
+    own="core sched kv runtime transfer engine model sim serve trtllm ranks triton batch "
     "build build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config cli",
 )
 LAYERS = {
@@ -50,6 +50,7 @@ LAYERS = {
     "trtllm": layer("tensorrt_llm", "torch", "numpy", own="core runtime"),
     "ranks": layer("numpy", "mpi4py", own="core runtime"),
     "triton": layer("triton_python_backend_utils", "numpy", "grpc", own="core serve"),
+    "batch": layer("grpc", own="core serve"),
     "config": layer("pydantic", "pydantic_core", "yaml"),
     "build": EVERYTHING,
     "build_ranks": EVERYTHING,
