@@ -25,7 +25,7 @@ class Turns {
   }
   // Ended, or a stream can be made to wait for it.
   [[nodiscard]] bool ordered(std::int64_t turn) const noexcept {
-    return ended(turn) || turn <= recorded_.load(std::memory_order_seq_cst);
+    return ended(turn) || recorded(turn);
   }
 
   // As `ended`, but asks the GPU when there is an event. Also true when the GPU is lost, so that
@@ -49,6 +49,10 @@ class Turns {
 
   static std::uint64_t sequence(std::int64_t turn) noexcept {
     return static_cast<std::uint64_t>(turn) + 1;
+  }
+  // An event tells of it.
+  [[nodiscard]] bool recorded(std::int64_t turn) const noexcept {
+    return turn <= recorded_.load(std::memory_order_seq_cst);
   }
   Progress look() noexcept;
 

@@ -188,6 +188,27 @@ void close_and_poison_race_with_submits() {
   }
 }
 
+// A lane asks for a turn, the host marks it meanwhile, and there is no GPU to ask.
+void a_turn_ends_between_two_looks_at_it() {
+  constexpr std::int64_t kTurns = 100'000;
+  duplexkv::Turns turns(nullptr);
+  std::atomic<std::int64_t> asked{-1};
+  std::thread lane([&] {
+    for (std::int64_t turn = 0; turn < kTurns; ++turn) {
+      asked.store(turn);
+      while (!turns.ended_or_lost(turn)) {
+      }
+    }
+  });
+  for (std::int64_t turn = 0; turn < kTurns; ++turn) {
+    while (asked.load() < turn) {
+    }
+    turns.mark(turn);
+  }
+  lane.join();
+  CHECK(turns.ended(kTurns - 1) && !turns.ended_or_lost(kTurns));
+}
+
 }  // namespace
 
 int main() {
@@ -198,5 +219,6 @@ int main() {
   });
   RUN(many_threads_use_one_engine);
   RUN(close_and_poison_race_with_submits);
+  RUN(a_turn_ends_between_two_looks_at_it);
   return 0;
 }
