@@ -15,6 +15,7 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, SECOND
+from superinfer_trt.runtime.run_trace import ENGINE, LANES, REQUESTS
 from superinfer_trt.sched.registry import POLICIES
 from superinfer_trt.sim.arrivals import Arrivals
 from superinfer_trt.sim.cost import HostCost
@@ -153,13 +154,13 @@ def test_the_trace_of_a_run_is_whole() -> None:
             assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
     named = {(e["pid"], e.get("tid")) for e in events if e["ph"] == "M"}
     assert set(tracks) <= named
-    assert len(tracks[1, 1]) == built.world.executor.totals.batches
-    moved = {at: sum(one["args"]["blocks"] for one in tracks[2, at]) for at in (1, 2)}
+    assert len(tracks[ENGINE, 1]) == built.world.executor.totals.batches
+    moved = {at: sum(one["args"]["blocks"] for one in tracks[LANES, at]) for at in (1, 2)}
     totals = built.world.executor.totals
     assert moved == {1: totals.link_out_blocks, 2: totals.link_in_blocks}
     for at, record in enumerate(records):
-        mine = tracks[3, at + 1]
+        mine = tracks[REQUESTS, at + 1]
         assert mine[0]["ts"] == pytest.approx(record.arrival / 1000)
         assert mine[-1]["ts"] + mine[-1]["dur"] == pytest.approx(record.tokens[-1] / 1000)
-    phases = {one["name"] for one in slices if one["pid"] == 3}
+    phases = {one["name"] for one in slices if one["pid"] == REQUESTS}
     assert {"waiting", "decode", "rotary", "rotating_in"} <= phases
