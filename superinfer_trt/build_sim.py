@@ -17,6 +17,7 @@ from superinfer_trt.core.view import Limits, View
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.executor import Executor, Parts
+from superinfer_trt.runtime.run_trace import RunTrace
 from superinfer_trt.sched.neo import Neo
 from superinfer_trt.sched.registry import make_policy
 from superinfer_trt.sim.clock import SimClock
@@ -25,7 +26,6 @@ from superinfer_trt.sim.engine import SimEngine
 from superinfer_trt.sim.link import SimLink
 from superinfer_trt.sim.offload import OffloadStep
 from superinfer_trt.sim.peaks import Peaks, WatchedPolicy
-from superinfer_trt.runtime.run_trace import RunTrace
 from superinfer_trt.sim.profiles import (
     Hardware,
     ModelShape,
