@@ -124,10 +124,8 @@ class _Body:
             return rules.served
         if rules.models and model not in rules.models:
             known = ", ".join(sorted(rules.models))
-            refuse(
-                "model", f"{shown(model)} is not served here; there are {known} (--model-alias adds a name)",
-                RefusalCode.UNKNOWN,
-            )  # fmt: skip
+            why = f"{shown(model)} is not served here; there are {known} (--model-alias adds a name)"
+            refuse(self._fields.name("model"), why, RefusalCode.UNKNOWN)
         return model
 
     def _prompt(self, request: pb.GenerateRequest) -> None:

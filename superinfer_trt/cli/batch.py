@@ -168,10 +168,8 @@ async def _work(
                 f"--in-flight: {options.in_flight} is more than the server's {info.requests_max}"
             )
         settings = settings | settings_of(info) | {"token_texts": opened.token_text is not None}
-        names = (
-            {info.model, settings.get("model_name", info.model), *settings["aliases"]} if info.model else ()
-        )
-        rules = Rules(info.model or info.engine, frozenset(names), settings["seed"])
+        names = opened.names | set(settings["aliases"]) if opened.names else frozenset()
+        rules = Rules(info.model or info.engine, names, settings["seed"])
         naming = Naming(source.sha256, settings["created"], opened.token_text, info.has_tokenizer)
         slo = Slo(round(info.default_slo.ttft_ms * MILLISECOND), round(info.default_slo.tbt_ms * MILLISECOND))
         journal = await asyncio.to_thread(

@@ -26,6 +26,7 @@ from superinfer_trt.serve import stats
 from superinfer_trt.serve.calls import Calls, Ended
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_common_pb2 as common
+from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceStub
 from superinfer_trt.serve.server import bounds_of
 from superinfer_trt.serve.service import Service
@@ -34,17 +35,18 @@ from superinfer_trt.triton.executor import GrpcExecutor, LocalExecutor
 
 WATCH_PERIOD_S = 0.25
 CONNECT_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 5.0
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _TOKENIZER_BYTES_MAX = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An executor that answers. `token_text`: None where tokens have no text."""
+    """An executor that answers. `names`: what the served model is called; none for an engine without a model.
+    `token_text`: None where tokens have no text."""
 
     executor: Executor
     info: pb.GetModelInfoResponse
+    names: frozenset[str]
     token_text: TokenText | None
 
 
@@ -67,7 +69,8 @@ async def in_process(make_service: Callable[[StreamOutbox], Service], made: Conf
     watching = asyncio.create_task(_watch(calls))
     try:
         info = stats.model_info(service, calls.bounds, calls.requests_max)
-        yield Opened(LocalExecutor(calls, _nothing), info, text_of(service.tokenizer))
+        names = frozenset({info.model, made.model.name} if info.model else ())
+        yield Opened(LocalExecutor(calls, _nothing), info, names, text_of(service.tokenizer))
     finally:
         calls.drain()
         watching.cancel()
@@ -92,8 +95,16 @@ async def remote(target: str) -> AsyncIterator[Opened]:
     executor = GrpcExecutor(target)
     try:
         info = await _info(executor, target)
-        tokenizer = await _tokenizer(target) if info.has_tokenizer else None
-        yield Opened(executor, info, text_of(tokenizer))
+        async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+            stub: Any = TrtllmServiceStub(channel)  # type: ignore[no-untyped-call]
+            try:
+                names = frozenset({info.model, await _model_id(stub)} if info.model else ())
+                tokenizer = await _tokenizer(stub) if info.has_tokenizer else None
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise call_failed(error, target) from None
+                names, tokenizer = frozenset({info.model} if info.model else ()), None  # turned off there
+        yield Opened(executor, info, names, text_of(tokenizer))
     finally:
         await executor.close()
 
@@ -111,20 +122,19 @@ async def _info(executor: GrpcExecutor, target: str) -> pb.GetModelInfoResponse:
         raise ModelError(f"{target}: {ended.status.code.name}: {ended.status.message}") from None
 
 
-async def _tokenizer(target: str) -> Tokenizer | None:
-    """The executor's tokenizer, by the service of gateways; None where that is turned off."""
+async def _model_id(stub: Any) -> str:
+    """What the executor was told to serve, as gateways see it."""
+    info = await stub.GetModelInfo(trt.GetModelInfoRequest(), timeout=CONNECT_TIMEOUT_S)
+    return str(info.model_id)
+
+
+async def _tokenizer(stub: Any) -> Tokenizer:
+    """The executor's tokenizer. Raises ModelError."""
     data = bytearray()
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
-        stub: Any = TrtllmServiceStub(channel)  # type: ignore[no-untyped-call]
-        try:
-            async for piece in stub.GetTokenizer(common.GetTokenizerRequest()):
-                data += piece.data
-                if len(data) > _TOKENIZER_BYTES_MAX:
-                    raise ModelError(f"{target}: its tokenizer has more than {_TOKENIZER_BYTES_MAX} bytes")
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return None
-            raise call_failed(error, target) from None
+    async for piece in stub.GetTokenizer(common.GetTokenizerRequest()):
+        data += piece.data
+        if len(data) > _TOKENIZER_BYTES_MAX:
+            raise ModelError(f"the executor's tokenizer has more than {_TOKENIZER_BYTES_MAX} bytes")
     return await asyncio.to_thread(_unpacked, bytes(data))
 
 
