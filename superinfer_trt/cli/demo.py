@@ -19,12 +19,16 @@ from typing import Any
 import click
 import grpc
 
-from superinfer_trt.cli import load
 from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.demo_view import Watcher, print_comparison
+from superinfer_trt.cli.load import run_load
+from superinfer_trt.cli.load_api import Answer
+from superinfer_trt.cli.load_report import result, times_of
+from superinfer_trt.cli.load_requests import Workload, due_times, schedule, synthetic_requests
 from superinfer_trt.core.attainment import attainment
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.sim.arrivals import Arrivals
 
 SUBJECTS = (
     "why the sky is blue", "how bread rises", "the history of the bicycle", "how a lighthouse works",
@@ -57,7 +61,7 @@ class Run:
     """One server under the load."""
 
     name: str
-    answers: list[load.Answer]
+    answers: list[Answer]
     figures: dict[str, Any]
 
 
@@ -98,7 +102,7 @@ def objectives_ms(figures: dict[str, Any], tokens: int) -> tuple[float, float]:
     return round(800 * wall_s, 1), round(6_000 * wall_s / tokens, 1)
 
 
-def blocks_needed(answers: list[load.Answer], block_tokens: int) -> int:
+def blocks_needed(answers: list[Answer], block_tokens: int) -> int:
     """HBM blocks that would hold everybody to the last token."""
     total = 0
     for answer in answers:
@@ -145,20 +149,20 @@ class _Scene:
             arguments += ["--policy-param", parameter]
         with server(arguments) as target, Watcher(target, name, self._clients, quiet=self._quiet) as watcher:
             info, before = _ask(target)
-            jobs = load.schedule(
-                self._requests(info, slo_ms), load.Arrivals(self._clients, rps=4.0 * self._clients)
-            )
-            answers = asyncio.run(load.run_load(target, jobs, 240, watcher.ended))
+            arrivals = Arrivals(4.0 * self._clients, seed=0)
+            workload = Workload(requests=self._clients, arrivals=arrivals)
+            jobs = schedule(self._requests(info, slo_ms), due_times(workload), workload)
+            answers = asyncio.run(run_load(target, jobs, 240, watcher.ended)).answers
             _, after = _ask(target)
-            return Run(name, answers, load.result(answers, info, before, after))
+            return Run(name, answers, result(answers, info, before, after))
 
     def judged(
-        self, answers: list[load.Answer], slo_ms: tuple[float, float], figures: dict[str, Any]
+        self, answers: list[Answer], slo_ms: tuple[float, float], figures: dict[str, Any]
     ) -> dict[str, Any]:
         """The same run against objectives that were not known when it ran."""
         for answer in answers:
             answer.job.request.slo.ttft_ms, answer.job.request.slo.tbt_ms = slo_ms
-        judged = attainment(load.times_of(a, pb.GetModelInfoResponse()) for a in answers).as_dict()
+        judged = attainment(times_of(a, pb.GetModelInfoResponse()) for a in answers).as_dict()
         return {**figures, **judged}
 
     def _requests(
@@ -169,11 +173,10 @@ class _Scene:
         if slo_ms is not None:
             base.slo.ttft_ms, base.slo.tbt_ms = slo_ms
         if not info.has_tokenizer:
-            arrivals = load.Arrivals(self._clients)
-            return load.synthetic_requests(
+            return synthetic_requests(
                 base,
                 info,
-                arrivals,
+                self._clients,
                 (PROMPT_TOKENS_MAX - 64, PROMPT_TOKENS_MAX - 8),
                 (self._tokens, self._tokens),
             )

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from superinfer_trt.cli.client import CHANNEL_OPTIONS
-from superinfer_trt.cli.load import Answer
+from superinfer_trt.cli.load_api import Answer
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 

@@ -1,248 +1,180 @@
-"""An open-loop load: what to send and when, and what came back. The client side of `bench`.
+"""Sending a load and reading its answers, on one event loop, and how far that loop kept up itself.
 
-Open loop: arrivals follow their own clock and never wait for answers, and times are counted from the
-moment a request was due, so a slow client cannot hide a slow server. One event loop, no threads.
+Open loop: requests are sent when they are due, whatever the answers do, and times are counted from that
+moment, so a slow client cannot hide a slow server. Closed loop: so many callers, each sends its next request
+when its last one has ended. Knows no workload and no figures of a server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random  # seeded, in a client
-from collections import Counter
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import click
 import grpc
-from google.protobuf import json_format
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS, reason_name
-from superinfer_trt.core.attainment import RequestTimes, attainment
-from superinfer_trt.core.slo import Slo
+from superinfer_trt.cli.client import CHANNEL_OPTIONS
+from superinfer_trt.cli.load_api import EXECUTOR, Answer, Api, Job
+from superinfer_trt.core.attainment import percentile
 from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos
-from superinfer_trt.serve.pb import executor_pb2 as pb
-from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 
 CONNECT_TIMEOUT_S = 10
-LOWEST_PLAIN_ID = 256  # below live control and byte tokens in most vocabularies
+_HEAD_START: Nanos = 50 * MILLISECOND  # room to make the tasks before the first is due
+_LOOK: Nanos = 10 * MILLISECOND  # between two looks at how late the loop is
+_LOOKS_A_VERDICT = 10
 
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """When requests come: Poisson at `rps` by `seed`; rps 0: all at once. `cancel_share` of them are
-    cancelled by their caller after `cancel_after_s`."""
-
-    requests: int
-    rps: float = 0.0
-    seed: int = 0
-    cancel_share: float = 0.0
-    cancel_after_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request of the load, due `offset` after the start."""
-
-    index: int
-    offset: Nanos
-    request: pb.GenerateRequest
-    cancel_after: Nanos | None
+Progress = Callable[[Answer], None]
+Verdict = Callable[[Sequence[Answer], Nanos], bool]
+"""Whether the load can be ended already: (all answers, now)."""
 
 
 @dataclass(slots=True)
-class Answer:
-    """What came back for a job, on the client's clock."""
+class Client:
+    """How far the client itself kept up. Timers of the loop are good to a millisecond.
 
-    job: Job
-    due: Nanos
-    token_ids: list[int] = field(default_factory=list)
-    tokens: list[Nanos] = field(default_factory=list)
-    text: str = ""
-    ending: pb.Ending | None = None
-    status: str = "OK"
-    message: str = ""
-    cancelled: bool = False
-
-    @property
-    def completed(self) -> bool:
-        """It ended as asked."""
-        fine = (pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH)
-        return self.status == "OK" and self.ending is not None and self.ending.finish_reason in fine
-
-
-def synthetic_requests(
-    base: pb.GenerateRequest,
-    info: pb.GetModelInfoResponse,
-    arrivals: Arrivals,
-    prompt_tokens: tuple[int, int],
-    output_tokens: tuple[int, int],
-) -> list[pb.GenerateRequest]:
-    """Random token ids of random lengths, the same for the same seed and vocabulary.
-
-    Output runs to its length (ignore_eos). Raises click.UsageError when the longest does not fit.
+    `lags`: how late the loop woke. `wall`: from the first due moment to the end. `cpu_s`: of this process.
     """
-    longest = prompt_tokens[1] + output_tokens[1]
-    if longest > info.request_tokens_max:
-        raise click.UsageError(
-            f"--prompt-tokens + --output-tokens: {longest} tokens do not fit the server's "
-            f"{info.request_tokens_max} tokens a request"
-        )
-    lowest = LOWEST_PLAIN_ID if info.vocabulary > 2 * LOWEST_PLAIN_ID else 0
-    source = _random(f"prompts {arrivals.seed}")
-    made = []
-    for _ in range(arrivals.requests):
-        request = pb.GenerateRequest()
-        request.CopyFrom(base)
-        length = source.randint(*prompt_tokens)
-        request.token_ids.ids.extend(source.randrange(lowest, info.vocabulary) for _ in range(length))
-        request.sampling.max_tokens = source.randint(*output_tokens)
-        request.sampling.ignore_eos = True
-        made.append(request)
-    return made
+
+    lags: list[Nanos] = field(default_factory=list)
+    wall: Nanos = 0
+    cpu_s: float = 0.0
+
+    def late_p99(self, answers: Sequence[Answer]) -> Nanos:
+        """99 of 100 requests were sent at most this long after they were due, and 99 of 100 times the loop
+        was at most so late: what the client adds to figures."""
+        late = sorted(one.sent - one.due for one in answers if one.sent is not None)
+        both = (sorted(self.lags), late)
+        return max((percentile(values, 99) for values in both if values), default=0)
 
 
-def requests_from(path: Path, base: pb.GenerateRequest, count: int) -> list[pb.GenerateRequest]:
-    """`count` requests from a JSONL file, one GenerateRequest a line in proto's JSON, over `base`; the
-    file is begun again when it is too short. Raises click.UsageError naming the line."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise click.UsageError(f"{path}: has no line")
-    parsed = []
-    for at, line in enumerate(lines[:count], start=1):
-        request = pb.GenerateRequest()
-        request.CopyFrom(base)
-        try:
-            own = json_format.Parse(line, pb.GenerateRequest())
-        except json_format.ParseError as error:
-            raise click.UsageError(f"{path}:{at}: {' '.join(str(error).split())}") from None
-        request.MergeFrom(own)
-        parsed.append(request)
-    return [parsed[at % len(parsed)] for at in range(count)]
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A load that is over. `answers` in the order of the jobs; `cut`: the verdict ended it."""
 
-
-def schedule(requests: Sequence[pb.GenerateRequest], arrivals: Arrivals) -> list[Job]:
-    """When each request is due, and whether its caller gives up."""
-    times = _random(f"arrivals {arrivals.seed}")
-    quitters = _random(f"cancels {arrivals.seed}")
-    jobs, offset_s = [], 0.0
-    for index, request in enumerate(requests):
-        quits = quitters.random() < arrivals.cancel_share
-        after = round(arrivals.cancel_after_s * SECOND) if quits else None
-        jobs.append(Job(index, round(offset_s * SECOND), request, after))
-        if arrivals.rps > 0:
-            offset_s += times.expovariate(arrivals.rps)
-    return jobs
+    answers: list[Answer]
+    client: Client
+    cut: bool = False
 
 
 async def run_load(
-    target: str, jobs: Sequence[Job], timeout_s: float, progress: Callable[[Answer], None]
-) -> list[Answer]:
-    """Sends every job when it is due and waits for all; in the order of the jobs."""
+    target: str,
+    jobs: Sequence[Job],
+    timeout_s: float,
+    progress: Progress,
+    *,
+    api: Api = EXECUTOR,
+    concurrency: int | None = None,
+    verdict: Verdict | None = None,
+) -> Ran:
+    """Sends all jobs and waits for their ends. `concurrency`: a closed loop of so many callers."""
     loop = asyncio.get_running_loop()
     async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
         except asyncio.TimeoutError:
             raise click.ClickException(f"{target}: no connection in {CONNECT_TIMEOUT_S} s") from None
-        stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
-        start = _now(loop) + 50 * MILLISECOND  # room to make the tasks before the first is due
-        tasks = [
-            asyncio.create_task(_one(stub, Answer(job, start + job.offset), timeout_s, progress, loop))
-            for job in jobs
-        ]
-        return list(await asyncio.gather(*tasks))
+        start = _now(loop) + _HEAD_START
+        answers = [Answer(job, start + job.offset) for job in jobs]
+        sender = _Sender(api.open(channel), api, timeout_s, progress, loop)
+        if concurrency is None:
+            tasks = [asyncio.create_task(sender.when_due(answer)) for answer in answers]
+        else:
+            left = iter(answers)
+            tasks = [asyncio.create_task(sender.one_by_one(left)) for _ in range(concurrency)]
+        client, cpu_s = Client(), time.process_time()
+        watch = asyncio.create_task(_watch(loop, client.lags, tasks, answers, verdict))
+        try:
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            watch.cancel()
+        client.wall, client.cpu_s = _now(loop) - start, time.process_time() - cpu_s
+        for failure in results:
+            if isinstance(failure, Exception):  # a cut task ends with CancelledError, which is none
+                raise failure
+    return Ran(answers, client, any(answer.cut for answer in answers))
 
 
-async def _one(
-    stub: ExecutorServiceStub,
-    answer: Answer,
-    timeout_s: float,
-    progress: Callable[[Answer], None],
-    loop: asyncio.AbstractEventLoop,
-) -> Answer:
-    await asyncio.sleep(max(0, answer.due - _now(loop)) / SECOND)
-    call = stub.Generate(answer.job.request, timeout=timeout_s)
-    timer = None
-    if answer.job.cancel_after is not None:
-        timer = loop.call_later(answer.job.cancel_after / SECOND, call.cancel)
-    try:
-        async for response in call:
-            _take(answer, response, _now(loop))
-    except asyncio.CancelledError:
-        if not call.cancelled():
+class _Sender:
+    """Sends one request at a time for each of its tasks."""
+
+    def __init__(
+        self,
+        call: Callable[..., grpc.aio.UnaryStreamCall[object, object]],
+        api: Api,
+        timeout_s: float,
+        progress: Progress,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._call, self._api = call, api
+        self._timeout_s, self._progress, self._loop = timeout_s, progress, loop
+
+    async def when_due(self, answer: Answer) -> None:
+        """Open loop."""
+        try:
+            await asyncio.sleep(max(0, answer.due - _now(self._loop)) / SECOND)
+        except asyncio.CancelledError:
+            answer.cut = True
             raise
+        await self._one(answer)
+
+    async def one_by_one(self, answers: Iterator[Answer]) -> None:
+        """Closed loop: due is when it is sent."""
+        for answer in answers:  # one iterator, shared by all callers
+            answer.due = _now(self._loop)
+            await self._one(answer)
+
+    async def _one(self, answer: Answer) -> None:
+        job = answer.job
+        answer.sent = _now(self._loop)
+        call = self._call(job.request, job.index, self._timeout_s)
+        timer = None
+        if job.cancel_after is not None:
+            timer = self._loop.call_later(job.cancel_after / SECOND, _give_up, answer, call)
+        try:
+            async for response in call:
+                self._api.take(answer, response, _now(self._loop))
+        except asyncio.CancelledError:
+            if not answer.cancelled:
+                answer.cut = True
+                call.cancel()
+                raise
+        except grpc.aio.AioRpcError as error:
+            answer.status, answer.message = error.code().name, error.details() or ""
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._progress(answer)
+
+
+def _give_up(answer: Answer, call: grpc.aio.UnaryStreamCall[object, object]) -> None:
+    if call.cancel():
         answer.cancelled, answer.status = True, "CANCELLED"
-    except grpc.aio.AioRpcError as error:
-        answer.status, answer.message = error.code().name, error.details() or ""
-    finally:
-        if timer is not None:
-            timer.cancel()
-    progress(answer)
-    return answer
 
 
-def _take(answer: Answer, response: pb.GenerateResponse, now: Nanos) -> None:
-    new = response.delta.token_ids
-    answer.token_ids.extend(new)
-    answer.tokens.extend([now] * len(new))
-    answer.text += response.delta.text
-    if response.HasField("ending"):
-        answer.ending = response.ending
-
-
-def _random(seed: str) -> random.Random:
-    return random.Random(seed)  # noqa: S311  # a reproducible load, not a secret
+async def _watch(
+    loop: asyncio.AbstractEventLoop,
+    lags: list[Nanos],
+    tasks: Sequence[asyncio.Task[None]],
+    answers: Sequence[Answer],
+    verdict: Verdict | None,
+) -> None:
+    """Notes how late the loop is, and ends the load when the verdict stands."""
+    looks = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            wanted = _now(loop) + _LOOK
+            await asyncio.sleep(_LOOK / SECOND)
+            now = _now(loop)
+            lags.append(max(0, now - wanted))
+            looks += 1
+            if verdict is not None and looks % _LOOKS_A_VERDICT == 0 and verdict(answers, now):
+                for task in tasks:
+                    task.cancel()
+                return
 
 
 def _now(loop: asyncio.AbstractEventLoop) -> Nanos:
     return round(loop.time() * SECOND)
-
-
-def times_of(answer: Answer, info: pb.GetModelInfoResponse) -> RequestTimes:
-    """An answer as the metrics want it; objectives the request left out are the server's."""
-    slo = answer.job.request.slo
-    ttft_ms = slo.ttft_ms if slo.HasField("ttft_ms") else info.default_slo.ttft_ms
-    tbt_ms = slo.tbt_ms if slo.HasField("tbt_ms") else info.default_slo.tbt_ms
-    objectives = Slo(round(ttft_ms * MILLISECOND), round(tbt_ms * MILLISECOND))
-    return RequestTimes(answer.due, answer.tokens, objectives, answer.completed)
-
-
-def result(
-    answers: Sequence[Answer],
-    info: pb.GetModelInfoResponse,
-    before: pb.Stats,
-    after: pb.Stats | None,
-) -> dict[str, object]:
-    """The figures of the run as one JSON object. Requests that their own caller cancelled are counted,
-    and are in no other figure but the server's counters (None without `after`)."""
-    measured = [answer for answer in answers if not answer.cancelled]
-    failures = Counter(
-        answer.status if answer.status != "OK" else "ending" for answer in measured if not answer.completed
-    )
-    figures: dict[str, Any] = attainment(times_of(answer, info) for answer in measured).as_dict()
-    figures["requests"] = len(answers)
-    figures["cancelled"] = len(answers) - len(measured)
-    figures["failures"] = dict(failures)
-    for name, counter in (
-        ("rotations", "rotations_out"),
-        ("evictions", "evictions"),
-        ("messages", "messages"),
-    ):
-        figures[name] = getattr(after, counter) - getattr(before, counter) if after is not None else None
-    figures["policy"], figures["engine"] = info.policy, info.engine
-    figures["hbm_blocks"], figures["dram_blocks"] = info.device_blocks, info.host_blocks
-    return figures
-
-
-def output_line(answer: Answer) -> dict[str, object]:
-    """One answer for a file of outputs: nothing in it depends on time, so runs can be compared."""
-    ending = answer.ending
-    return {
-        "index": answer.job.index,
-        "status": answer.status,
-        "finish_reason": reason_name(ending.finish_reason) if ending is not None else "",
-        "token_ids": answer.token_ids,
-        "text": answer.text,
-    }

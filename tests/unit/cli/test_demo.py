@@ -8,18 +8,19 @@ import sys
 
 import pytest
 
-from superinfer_trt.cli import demo, load
+from superinfer_trt.cli import demo
+from superinfer_trt.cli.load_api import Answer, Job
 from superinfer_trt.serve.pb import executor_pb2 as pb
 
 pytest.importorskip("superinfer_trt._duplexkv", reason="the native lanes are not built")
 
 
-def answer(index: int, token_ids: list[int], prompt_tokens: int = 20) -> load.Answer:
+def answer(index: int, token_ids: list[int], prompt_tokens: int = 20) -> Answer:
     ending = pb.Ending(finish_reason=pb.FINISH_REASON_LENGTH)
     ending.usage.prompt_tokens = prompt_tokens
     ending.usage.output_tokens = len(token_ids)
-    job = load.Job(index, 0, pb.GenerateRequest(), None)
-    return load.Answer(job, 0, token_ids=token_ids, ending=ending)
+    job = Job(index, 0, pb.GenerateRequest(), None)
+    return Answer(job, 0, token_ids=token_ids, ending=ending)
 
 
 def run(name: str, tokens: list[list[int]], **figures: float) -> demo.Run:
