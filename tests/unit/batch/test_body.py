@@ -217,27 +217,9 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from(
     [
-        "model",
-        "prompt",
-        "messages",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "logprobs",
-        "top_logprobs",
-        "n",
-        "max_tokens",
-        "max_completion_tokens",
-        "superinfer",
-        "tools",
-        "ignore_eos",
-        "return_token_ids",
-        "user",
-        "echo",
+        *("model", "prompt", "messages", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n"),
+        *("stop_token_ids", "logprobs", "top_logprobs", "max_tokens", "max_completion_tokens", "superinfer"),
+        *("tools", "ignore_eos", "return_token_ids", "user", "echo"),
     ]
 )
 
