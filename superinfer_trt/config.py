@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from superinfer_trt.config_versions import VERSION, told, upgraded
 from superinfer_trt.core.errors import ConfigError
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -283,9 +284,10 @@ class Config(_Section):
 def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a YAML file, overridden by flags ("pools.hbm_blocks": 64).
 
-    Either may be absent. A flag that is None counts as not given. Raises ConfigError.
+    Either may be absent. A flag that is None counts as not given. A file may be of an older version, and
+    use its names; flags have today's. Raises ConfigError.
     """
-    tree = _read(path) if path is not None else {}
+    tree = upgraded(_read(path)) if path is not None else {}
     for name, value in (flags or {}).items():
         if value is not None:
             _put(tree, name, value)
@@ -297,7 +299,7 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Co
 
 def dump(config: Config) -> str:
     """As YAML that `load` reads back to an equal configuration."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text: str = yaml.safe_dump({"version": VERSION, **config.model_dump(mode="json")}, sort_keys=False)
     return text
 
 
@@ -350,7 +352,7 @@ def _explain(detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     name = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown field; known here: {', '.join(_siblings(location))}"
+        return told(name) or f"{name}: unknown field; known here: {', '.join(_siblings(location))}"
     message = detail["msg"].removeprefix("Value error, ")
     if not name:
         return message

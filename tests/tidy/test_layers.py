@@ -35,7 +35,8 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
     own="core sched kv runtime transfer engine model sim serve trtllm ranks triton batch "
-    "build build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config cli",
+    "build build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config config_versions "
+    "cli",
 )
 LAYERS = {
     "core": layer(own="", impure=False),
@@ -51,7 +52,8 @@ LAYERS = {
     "ranks": layer("numpy", "mpi4py", own="core runtime"),
     "triton": layer("triton_python_backend_utils", "numpy", "grpc", own="core serve"),
     "batch": layer("grpc", own="core serve"),
-    "config": layer("pydantic", "pydantic_core", "yaml"),
+    "config": layer("pydantic", "pydantic_core", "yaml", own="core config_versions"),
+    "config_versions": layer(),
     "build": EVERYTHING,
     "build_ranks": EVERYTHING,
     "build_sim": EVERYTHING,
