@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "../../binding/without_gil.hpp"
 #include "engine.h"
 
 namespace nb = nanobind;
@@ -18,6 +19,7 @@ using namespace nb::literals;
 
 namespace {
 
+using superinfer::binding::WithoutGil;
 using superinfer::cpu::Drawn;
 using superinfer::cpu::Dtype;
 using superinfer::cpu::Engine;
@@ -61,7 +63,7 @@ class PyEngine {
   }
 
   void load_matrix(const std::string& part, int layer, int expert, const In<float, 2>& data) {
-    const nb::gil_scoped_release release;
+    const WithoutGil unlocked;
     engine().load(part, layer, expert, data.data(), static_cast<std::ptrdiff_t>(data.shape(0)),
                   static_cast<std::ptrdiff_t>(data.shape(1)));
   }
@@ -127,7 +129,7 @@ class PyEngine {
   nb::list collect() {
     std::vector<Drawn> drawn;
     {
-      const nb::gil_scoped_release release;
+      const WithoutGil unlocked;
       drawn = engine().collect();
     }
     nb::list result;
@@ -153,7 +155,7 @@ class PyEngine {
   // A step that is under way may need the interpreter to end.
   void close() {
     {
-      const nb::gil_scoped_release release;
+      const WithoutGil unlocked;
       engine_.reset();
     }
     reduce_ = nb::none();
@@ -188,6 +190,12 @@ class PyEngine {
 }  // namespace
 
 NB_MODULE(_cpu_engine, m) {
+#ifdef NDEBUG
+  // A daemon thread that uses an engine when the interpreter ends holds it for ever. That is the
+  // program's business; a library prints nothing about it.
+  nb::set_leak_warnings(false);
+#endif
+  superinfer::binding::end_calls_at_exit();
   nb::class_<Shape>(m, "Shape")
       .def(nb::init<>())
       .def_rw("layers", &Shape::layers)

@@ -1,31 +1,11 @@
 #include "calls.hpp"
 
-#include <pthread.h>
-
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 
 namespace duplexkv::binding {
 namespace {
-
-// Of the process, as the interpreter is. A call counts itself in and then looks whether the end has
-// begun; the hook says so and then looks for calls: one of them sees the other.
-std::atomic<int> calls_outside{0};
-std::atomic<bool> ending{false};
-
-void leave_outside() noexcept {
-  if (calls_outside.fetch_sub(1) == 1 && ending.load()) calls_outside.notify_all();
-}
-
-void end_calls() {
-  ending.store(true);
-  PyThreadState* const thread = PyEval_SaveThread();
-  for (int left = calls_outside.load(); left != 0; left = calls_outside.load())
-    calls_outside.wait(left);
-  PyEval_RestoreThread(thread);
-}
 
 dkv_status wait_in_pieces(dkv_engine* engine, std::chrono::nanoseconds timeout, int* landed) {
   using Clock = std::chrono::steady_clock;
@@ -33,7 +13,7 @@ dkv_status wait_in_pieces(dkv_engine* engine, std::chrono::nanoseconds timeout, 
   const Clock::time_point deadline = Clock::now() + timeout;
   for (;;) {
     const Clock::time_point begin = Clock::now();
-    const bool last = ending.load() || begin >= deadline;
+    const bool last = superinfer::binding::ending.load() || begin >= deadline;
     const auto piece = last ? std::chrono::nanoseconds(0) : std::min(kPiece, deadline - begin);
     const dkv_status status = dkv_wait(engine, piece.count(), landed);
     if (status != DKV_OK || *landed != 0 || last) return status;
@@ -58,27 +38,6 @@ void require(dkv_status status) {
     default:
       throw LinkError(dkv_last_error());
   }
-}
-
-void end_calls_at_exit() {
-  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&end_calls));
-  // A child has none of the threads that were outside.
-  pthread_atfork(nullptr, nullptr, [] { calls_outside.store(0); });
-}
-
-WithoutGil::WithoutGil() noexcept {
-  calls_outside.fetch_add(1);
-  if (ending.load()) {
-    leave_outside();
-  } else {
-    thread_ = PyEval_SaveThread();
-  }
-}
-
-WithoutGil::~WithoutGil() {
-  if (thread_ == nullptr) return;
-  PyEval_RestoreThread(thread_);
-  leave_outside();
 }
 
 bool wait_for_landing(dkv_engine* engine, double timeout_s) {

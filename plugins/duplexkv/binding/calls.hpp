@@ -1,10 +1,5 @@
-// What every part of the binding uses: arrays as they come, refusals as exceptions, and calls that
-// let other threads of the interpreter run.
-//
-// A thread that is without the GIL when the interpreter ends dies at its next attempt to take it
-// back, in the middle of C++: in Python 3.11 that ends the process. So such calls are counted, and
-// at exit, while threads may still take the GIL, the hook waits until none is left; what is called
-// later keeps the GIL.
+// What every part of the binding uses: arrays as they come, refusals as exceptions, and a wait that
+// ends with the interpreter.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -14,11 +9,13 @@
 #include <type_traits>
 #include <utility>
 
+#include "../../binding/without_gil.hpp"
 #include "duplexkv/duplexkv.h"
 
 namespace duplexkv::binding {
 
 namespace nb = nanobind;
+using superinfer::binding::without_gil;
 
 // A lane or an engine that can copy no more; becomes the Python exception LinkError.
 struct LinkError : std::runtime_error {
@@ -27,27 +24,6 @@ struct LinkError : std::runtime_error {
 
 // Throws for anything but DKV_OK what the thread's last refusal says.
 void require(dkv_status status);
-
-// Registers the hook; once, when the module is made.
-void end_calls_at_exit();
-
-// Without the GIL while it lives, unless the interpreter is about to end.
-class WithoutGil {
- public:
-  WithoutGil() noexcept;
-  ~WithoutGil();
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
-
- private:
-  PyThreadState* thread_ = nullptr;
-};
-
-template <typename Call>
-auto without_gil(Call call) {
-  const WithoutGil unlocked;
-  return call();
-}
 
 // dkv_wait in short pieces, so that it ends with the interpreter. Throws ValueError for no time.
 bool wait_for_landing(dkv_engine* engine, double timeout_s);

@@ -24,5 +24,5 @@ NB_MODULE(_duplexkv, module) {
   module.def("version", &dkv_version);
   duplexkv::binding::add_memory(module);
   duplexkv::binding::add_engine(module);
-  duplexkv::binding::end_calls_at_exit();
+  superinfer::binding::end_calls_at_exit();
 }

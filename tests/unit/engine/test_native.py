@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +167,35 @@ def test_scaled_frequencies() -> None:
     assert scaled[0] == plain[0] == 1.0
     assert scaled[-1] == pytest.approx(plain[-1] / 8)
     assert ((scaled <= plain) & (scaled >= plain / np.float32(8.001))).all()
+
+
+ENDS_EARLY = """
+import threading
+from superinfer_trt.core.request import Sampling
+from superinfer_trt.core.step import Batch, Row
+from superinfer_trt.engine.native import NativeEngine
+from unit.engine.native_world import TINY, RandomWeights, poisoned_pool
+
+engine = NativeEngine(RandomWeights(TINY), poisoned_pool(TINY, "bf16", 40), threads=1)
+row = Row(1, 0, (1,) * 600, tuple(range(38)), sample=True, index=0, sampling=Sampling())
+began = threading.Event()
+
+def work():
+    while True:
+        engine.launch(Batch(1, (row,)))
+        began.set()
+        engine.collect()
+
+threading.Thread(target=work, daemon=True).start()
+began.wait()
+"""
+
+
+def test_the_interpreter_ends_cleanly_while_a_step_runs() -> None:
+    """As a server's does whose driver was not stopped: without a care it ends with SIGABRT."""
+    tests = Path(__file__).parents[2]
+    script = f"import sys; sys.path.append({str(tests)!r})\n{ENDS_EARLY}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
