@@ -33,6 +33,7 @@ COMMANDS = {
     "trtllm": ("superinfer_trt.cli.trtllm:trtllm_group", "Rotation inside TensorRT-LLM."),
     "triton": ("superinfer_trt.cli.triton:triton_group", "Models for Triton Inference Server."),
     "config": ("superinfer_trt.cli.config:config_group", "Show or check a configuration."),
+    "build": ("superinfer_trt.cli.build:build_group", "Make models, options and plans ready."),
     "model": ("superinfer_trt.cli.model:model_group", "Fetch models and look into them."),
 }
 

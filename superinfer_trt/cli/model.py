@@ -80,7 +80,7 @@ def info(name_or_path: str, block_tokens: int, kv_dtype: str, cache_dir: Path | 
     from superinfer_trt.model.open import open_model
 
     facts = describe(open_model(name_or_path, cache_dir), block_tokens, {"bf16": 2, "fp32": 4}[kv_dtype])
-    click.echo(json.dumps(facts)) if as_json else _print_table(facts)
+    click.echo(json.dumps(facts)) if as_json else print_table(facts)
 
 
 @model_group.command("tokenizer")
@@ -133,7 +133,8 @@ def describe(model: OpenModel, block_tokens: int, element_bytes: int) -> dict[st
     }
 
 
-def _print_table(facts: dict[str, Any]) -> None:
+def print_table(facts: dict[str, Any]) -> None:
+    """What `describe` found, for people."""
     from rich.console import Console
     from rich.table import Table
 
