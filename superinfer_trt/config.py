@@ -6,6 +6,7 @@ built. Every refusal is a ConfigError that names field, limit and allowed values
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,9 +217,22 @@ class ServiceSection(_Section):
     reader_timeout_s: float = Field(
         default=120.0, ge=1, le=86_400, description="a call whose reader takes nothing for so long is ended"
     )
-    reflection: bool | None = Field(
-        default=None, description="gRPC reflection; none: on a loopback address only"
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and those above it; none: no TLS"
     )
+    tls_key: Path | None = Field(default=None, description="PEM file of its private key, not encrypted")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of who signs clients' certificates, which are then required"
+    )
+    auth_file: Path | None = Field(
+        default=None,
+        description="hashes of bearer tokens, with tenants (`superinfer-trt token`); none: nobody is asked",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="true: beyond loopback also without TLS or without tokens or clients' certificates",
+    )
+    reflection: bool = Field(default=False, description="gRPC reflection")
     metrics_host: str = Field(
         default="127.0.0.1", min_length=1, max_length=255, description="address of the metrics endpoint"
     )
@@ -243,15 +257,32 @@ class ServiceSection(_Section):
         "whose id begins with the class and a dot; left out: those of everybody",
     )
 
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+    @model_validator(mode="after")
+    def _secure(self) -> ServiceSection:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert, tls_key: one without the other")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca: needs tls_cert and tls_key")
+        asks = self.auth_file is not None or self.tls_client_ca is not None
+        hosts = {
+            "host": self.host,
+            **({"metrics_host": self.metrics_host} if self.metrics_port is not None else {}),
+        }
+        for name, host in hosts.items():
+            if not _is_loopback(host) and not (self.tls_cert is not None and asks) and not self.insecure:
+                raise ValueError(
+                    f"{name}: {host} is beyond loopback; that needs tls_cert and tls_key, and auth_file or "
+                    "tls_client_ca, or the word that it is meant: insecure: true"
+                )
+        return self
 
-    @property
-    def reflects(self) -> bool:
-        """Whether reflection is on."""
-        return self.loopback if self.reflection is None else self.reflection
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Config(_Section):

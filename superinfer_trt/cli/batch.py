@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from superinfer_trt.cli.client import access_options
 from superinfer_trt.cli.options import config_options, flags_of
 
 _SEED = "engine.seed"
@@ -26,6 +27,7 @@ _TELL_PERIOD_S = 30.0
 @click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
 @click.argument("output_file", metavar="OUTPUT", type=click.Path(path_type=Path))
 @click.option("--target", metavar="HOST:PORT", help="A running server; without it one is made here.")
+@access_options
 @click.option(
     "--in-flight", type=click.IntRange(1, 1 << 16), default=64, show_default=True, help="Requests at once."
 )

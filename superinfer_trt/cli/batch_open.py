@@ -28,6 +28,7 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_common_pb2 as common
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceStub
+from superinfer_trt.serve.security_client import open_aio_channel
 from superinfer_trt.serve.server import bounds_of
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import StreamOutbox
@@ -95,7 +96,7 @@ async def remote(target: str) -> AsyncIterator[Opened]:
     executor = GrpcExecutor(target)
     try:
         info = await _info(executor, target)
-        async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
             stub: Any = TrtllmServiceStub(channel)  # type: ignore[no-untyped-call]
             try:
                 names = frozenset({info.model, await _model_id(stub)} if info.model else ())
@@ -111,7 +112,7 @@ async def remote(target: str) -> AsyncIterator[Opened]:
 
 async def _info(executor: GrpcExecutor, target: str) -> pb.GetModelInfoResponse:
     """Waits for one that is starting."""
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
         except asyncio.TimeoutError:

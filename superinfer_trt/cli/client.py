@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import grpc
 
 from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.serve.security_client import Target, read_access
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -17,6 +20,17 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # the target is what was said, whatever the environment says
     ("grpc.enable_retries", 0),  # a retried request would be measured, and billed, twice
 ]
+
+
+_FILE: dict[str, Any] = {"type": click.Path(path_type=Path, dir_okay=False), "default": None}
+_ACCESS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tls": ("--tls", {"is_flag": True}, "TLS; public authorities vouch for the server."),
+    "ca": ("--tls-ca", _FILE, "TLS; PEM file of who vouches for the server."),
+    "certificate": ("--client-cert", _FILE, "PEM file of our own certificate, for a server that wants one."),
+    "key": ("--client-key", _FILE, "PEM file of its key."),
+    "token_file": ("--token-file", _FILE, "File with our token, for a server that wants one."),
+}
+"""Arguments of read_access: (flag, its kind, help)."""
 
 
 class CallFailed(click.ClickException):
@@ -37,16 +51,44 @@ class CallRefused(CallFailed):
 
 def call_failed(error: grpc.RpcError, target: str) -> CallFailed:
     """The one line and the exit code for a call that ended with a status."""
-    usage = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED}
+    usage = {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
     return (CallRefused if error.code() in usage else CallFailed)(error, target)
 
 
 def target_option(command: Command) -> Command:
-    """--target HOST:PORT."""
+    """--target HOST:PORT, and how to reach it."""
     option = click.option(
         "--target", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT", help="The server."
     )
-    return option(command)
+    return option(access_options(command))
+
+
+def access_options(command: Command) -> Command:
+    """--tls-ca and its kind; the command gets its `target` (or None) as a serve.security_client.Target.
+
+    Secrets come from files: a command line can be read by everybody on the machine.
+    """
+
+    @functools.wraps(command)
+    def with_access(*, target: str | None, **values: Any) -> Any:
+        files = {name: values.pop(f"access_{name}") for name in _ACCESS}
+        if target is None:
+            given = [option for name, (option, _, _) in _ACCESS.items() if files[name]]
+            if given:
+                raise click.UsageError(f"{', '.join(given)}: of no effect without --target")
+            return command(target=None, **values)
+        return command(target=Target(target, read_access(**files)), **values)
+
+    made: Any = with_access
+    for name, (flag, kind, text) in reversed(_ACCESS.items()):
+        made = click.option(flag, f"access_{name}", help=text, **kind)(made)
+    found: Command = made
+    return found
 
 
 def request_options(command: Command) -> Command:

@@ -19,6 +19,7 @@ from superinfer_trt.cli.client import (
 )
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.serve.security_client import open_channel
 
 
 @click.command("generate")
@@ -55,7 +56,7 @@ def generate(
     logprobs: list[pb.TokenLogprobs] = []
     ending: pb.Ending | None = None
     try:
-        with grpc.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        with open_channel(target, CHANNEL_OPTIONS) as channel:
             stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
             for response in stub.Generate(request, timeout=timeout_s):
                 ids += response.delta.token_ids

@@ -20,6 +20,7 @@ from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.load_api import EXECUTOR, Answer, Api, Job
 from superinfer_trt.core.attainment import percentile
 from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos
+from superinfer_trt.serve.security_client import open_aio_channel
 
 CONNECT_TIMEOUT_S = 10
 _HEAD_START: Nanos = 50 * MILLISECOND  # room to make the tasks before the first is due
@@ -71,7 +72,7 @@ async def run_load(
 ) -> Ran:
     """Sends all jobs and waits for their ends. `concurrency`: a closed loop of so many callers."""
     loop = asyncio.get_running_loop()
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
         except asyncio.TimeoutError:

@@ -22,6 +22,7 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceStub
+from superinfer_trt.serve.security_client import open_channel
 
 ASK_TIMEOUT_S = 10
 BROKEN = "BROKEN_STREAM"
@@ -181,7 +182,7 @@ def ask(target: str, api: Api) -> tuple[pb.GetModelInfoResponse, pb.Stats | None
     Raises CallFailed.
     """
     try:
-        with grpc.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        with open_channel(target, CHANNEL_OPTIONS) as channel:
             try:
                 stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
                 info: pb.GetModelInfoResponse = stub.GetModelInfo(

@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": ("superinfer_trt.cli.demo:demo", "Watch requests rotate, and what it gives."),
     "trtllm": ("superinfer_trt.cli.trtllm:trtllm_group", "Rotation inside TensorRT-LLM."),
     "triton": ("superinfer_trt.cli.triton:triton_group", "Models for Triton Inference Server."),
+    "token": ("superinfer_trt.cli.token:token", "Make a bearer token for a client."),
     "config": ("superinfer_trt.cli.config:config_group", "Show or check a configuration."),
     "build": ("superinfer_trt.cli.build:build_group", "Make models, options and plans ready."),
     "model": ("superinfer_trt.cli.model:model_group", "Fetch models and look into them."),

@@ -43,7 +43,12 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--metrics-port": ("service.metrics_port", int, "Prometheus endpoint; 0: any free port (default: none)."),
     "--log-level": ("service.log_level", str, "debug | info | warning | error."),
     "--log-format": ("service.log_format", str, "text | json."),
-    "--reflection/--no-reflection": ("service.reflection", bool, "gRPC reflection (default: on loopback)."),
+    "--tls-cert": ("service.tls_cert", str, "PEM file of the server's certificate."),
+    "--tls-key": ("service.tls_key", str, "PEM file of its key."),
+    "--tls-client-ca": ("service.tls_client_ca", str, "PEM file of who signs clients' certificates."),
+    "--auth-file": ("service.auth_file", str, "Hashes of tokens, see `superinfer-trt token`."),
+    "--insecure/--no-insecure": ("service.insecure", bool, "Beyond loopback also in clear, to everybody."),
+    "--reflection/--no-reflection": ("service.reflection", bool, "gRPC reflection (default: off)."),
 }
 
 

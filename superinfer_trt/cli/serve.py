@@ -22,6 +22,7 @@ from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.ranks.comm import Comm
 from superinfer_trt.runtime.recording import Recording
 from superinfer_trt.serve import logs
+from superinfer_trt.serve.security import SecurityFiles
 from superinfer_trt.serve.server import Server, ServerOptions, run
 from superinfer_trt.serve.service import Service
 
@@ -80,7 +81,8 @@ def server_options(made: Config) -> ServerOptions:
         message_bytes_max=service.message_bytes_max,
         drain_timeout_s=service.drain_timeout_s,
         reader_timeout_s=service.reader_timeout_s,
-        reflection=service.reflects,
+        reflection=service.reflection,
+        security=SecurityFiles(service.tls_cert, service.tls_key, service.tls_client_ca, service.auth_file),
         metrics_host=service.metrics_host,
         metrics_port=service.metrics_port,
         tenants=tuple(made.tenants.named),

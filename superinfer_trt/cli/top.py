@@ -14,6 +14,7 @@ from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed, target_optio
 from superinfer_trt.cli.top_view import as_json, frame, line
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.serve.security_client import open_channel
 
 ONCE_PERIOD_MS = 500  # one frame needs two moments
 Moments = Iterator[tuple[pb.Stats, pb.Stats]]
@@ -31,7 +32,7 @@ def top(*, target: str, period_ms: int, once: bool, wants_json: bool) -> int:
 
     Without a terminal it prints one line a frame. Ends with the server, or on Ctrl-C.
     """
-    with grpc.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    with open_channel(target, CHANNEL_OPTIONS) as channel:
         stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
             info = stub.GetModelInfo(pb.GetModelInfoRequest())

@@ -25,6 +25,8 @@ class RefusalCode(Enum):
     QUEUE_FULL = "queue_full"  # try again later
     QUOTA = "quota"  # the tenant has as much in flight as it may; try again later
     DRAINING = "draining"  # the server is going away
+    UNAUTHENTICATED = "unauthenticated"  # nobody knows who asks
+    FORBIDDEN = "forbidden"  # who asks may not
 
 
 class Refused(SuperInferError):

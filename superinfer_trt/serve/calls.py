@@ -23,11 +23,16 @@ from superinfer_trt.serve.logs import log_ending, log_refusal
 from superinfer_trt.serve.mapping import Accepted, Bounds, accept, text_chars
 from superinfer_trt.serve.output import Output
 from superinfer_trt.serve.pb import executor_pb2 as pb
+from superinfer_trt.serve.security import ANY_TENANT
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import Abandoned, Stream, StreamOutbox
 from superinfer_trt.serve.tally import Tally
 
 INLINE_CHARS_MAX = 2048  # a longer text is tokenised off the event loop (about 1 ms)
+
+
+_Name = tuple[str, str]
+"""Owner and id of a request: callers see and end what is their own."""
 
 
 class Front(Protocol):
@@ -64,7 +69,7 @@ class _Live:
 class Calls:
     """The live requests of one service, whichever front they came through.
 
-    `requests_max`: live requests; the next is refused. Ids are unique over all fronts.
+    `requests_max`: live requests; the next is refused. Ids are unique over all fronts, for each owner.
     """
 
     def __init__(self, service: Service, outbox: StreamOutbox, bounds: Bounds, requests_max: int) -> None:
@@ -75,24 +80,24 @@ class Calls:
         self.tally = Tally(bounds.default_slo, log_ending)
         self._outbox = outbox
         outbox.listen(self.tally.told)
-        self._live: dict[str, _Live] = {}
+        self._live: dict[_Name, _Live] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
         self._cut = False
 
-    async def generate(self, message: pb.GenerateRequest, front: Front) -> None:
+    async def generate(self, message: pb.GenerateRequest, front: Front, owner: str = ANY_TENANT) -> None:
         """Runs one request to its end; a front whose task is cancelled ends it in the executor too.
 
         Returns when it ended well (stopped, full length, cancelled by `abort`); raises Ended with any
-        other status, after the ending has been written if there was one.
+        other status, after the ending has been written if there was one. Ids are unique for each `owner`.
         """
         try:
-            name, live = self._enter(message)
+            name, live = self._enter(message, owner)
             try:
                 await self._generate(name, live, message, front)
             finally:
-                self._leave(name, live)
+                self._leave((owner, name), live)
         except Refused as refusal:
             raise self.refuse(message, refusal) from refusal
 
@@ -102,9 +107,9 @@ class Calls:
         log_refusal(message.request_id, message.tenant, refusal)
         return Ended(status_of(refusal))
 
-    def abort(self, name: str) -> bool:
-        """Ends a live request early; its own front hears the ending. False: none of that name is live."""
-        live = self._live.get(name)
+    def abort(self, name: str, owner: str = ANY_TENANT) -> bool:
+        """Ends a live request early; its own front hears the ending. False: `owner` has none of that name."""
+        live = self._live.get((owner, name))
         if live is None:
             return False
         self.service.inbox.cancel(live.id, FinishReason.CANCELLED)
@@ -163,7 +168,7 @@ class Calls:
 
     # ---- one request --------------------------------------------------------------------------
 
-    def _enter(self, message: pb.GenerateRequest) -> tuple[str, _Live]:
+    def _enter(self, message: pb.GenerateRequest, owner: str) -> tuple[str, _Live]:
         """A place for the request before anything is computed for it. Raises Refused."""
         if self._draining:
             raise Refused(RefusalCode.DRAINING, "", "the server is draining and takes no new requests")
@@ -179,9 +184,9 @@ class Calls:
         self.service.inbox.check(message.tenant)
         id = self.service.inbox.next_id()
         name = message.request_id or f"#{id}"
-        if name in self._live:
+        if (owner, name) in self._live:
             raise Refused(RefusalCode.DUPLICATE, "request_id", f"{name[:128]} is the id of a live request")
-        live = self._live[name] = _Live(id, asyncio.current_task())
+        live = self._live[owner, name] = _Live(id, asyncio.current_task())
         self._idle.clear()
         return name, live
 
@@ -249,7 +254,7 @@ class Calls:
                 trailers = (retry_trailer(self.service.inbox.retry_after()),)
             raise Ended(WireStatus(code, f"the request was {reason.value}; see its ending", trailers))
 
-    def _leave(self, name: str, live: _Live) -> None:
+    def _leave(self, name: _Name, live: _Live) -> None:
         """Gives the place back."""
         del self._live[name]
         self._outbox.close(live.id)

@@ -29,6 +29,8 @@ STATUS_OF_REFUSAL: dict[RefusalCode, grpc.StatusCode] = {
     RefusalCode.QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalCode.QUOTA: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RefusalCode.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    RefusalCode.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    RefusalCode.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 STATUS_OF_ENDING: dict[FinishReason, grpc.StatusCode] = {

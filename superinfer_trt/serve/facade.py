@@ -26,6 +26,7 @@ from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_common_pb2 as common
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceServicer
+from superinfer_trt.serve.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,14 @@ class Facade(TrtllmServiceServicer):
     """The calls of TrtllmService.
 
     `model_name`: what gateways call the model; empty: its own name. `slo_classes`: objectives by the class in
-    front of a request's id.
+    front of a request's id. `guard`: whose requests they are; None: everybody may name any tenant.
     """
 
-    def __init__(self, calls: Calls, model_name: str, slo_classes: Mapping[str, Slo]) -> None:
+    def __init__(
+        self, calls: Calls, model_name: str, slo_classes: Mapping[str, Slo], guard: Guard | None = None
+    ) -> None:
         self._calls = calls
+        self._guard = guard or Guard()
         self._model_name = model_name
         self._slo_classes = slo_classes
         self._closing = asyncio.Event()
@@ -56,9 +60,12 @@ class Facade(TrtllmServiceServicer):
         """One request; the context's cancellation ends it in the executor too."""
         try:
             message = translate(request, self._calls.bounds)
-            fill_from_metadata(message, context.invocation_metadata())
+            metadata = context.invocation_metadata()
+            caller = self._guard.caller(metadata)
+            fill_from_metadata(message, metadata)
+            message.tenant = caller.tenant_of(message.tenant)
             fill_from_class(message, request.request_id, self._slo_classes)
-            await self._calls.generate(message, _Front(self._calls, request, context))
+            await self._calls.generate(message, _Front(self._calls, request, context), caller.tenant)
         except Refused as refusal:
             told = pb.GenerateRequest(request_id=name_of(request.request_id))
             await end_call(context, self._calls.refuse(told, refusal_of(refusal)).status)
@@ -94,7 +101,8 @@ class Facade(TrtllmServiceServicer):
         """Ends a request; its own stream tells how it ended."""
         if not request.request_id:
             await end_call(context, status_of(Refused(RefusalCode.INVALID, "request_id", "is required")))
-        found = self._calls.abort(name_of(request.request_id))
+        owner = self._guard.caller(context.invocation_metadata()).tenant
+        found = self._calls.abort(name_of(request.request_id), owner)
         return trt.AbortResponse(
             success=found, message="the request is being ended" if found else "no live request has this id"
         )

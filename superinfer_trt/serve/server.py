@@ -18,9 +18,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.core.errors import ConfigError, Refused
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.serve.calls import Calls
+from superinfer_trt.serve.errors import WireStatus
 from superinfer_trt.serve.facade import Facade
 from superinfer_trt.serve.mapping import Bounds
 from superinfer_trt.serve.pb import executor_pb2 as pb
@@ -28,6 +29,7 @@ from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import add_TrtllmServiceServicer_to_server
 from superinfer_trt.serve.profiling import MakeRecording
+from superinfer_trt.serve.security import Certificates, Guard, SecurityFiles, TokenInterceptor
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.servicer import Servicer
 from superinfer_trt.serve.streams import StreamOutbox
@@ -47,6 +49,10 @@ PENDING_CALL_S = 600
 it sooner."""
 
 
+HANDSHAKE_TIMEOUT_MS = 20_000
+"""A connection that does not get through TLS and HTTP/2's greeting by then is closed; gRPC's own is 120 s."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """How to listen, and how much to take at once.
@@ -56,7 +62,7 @@ class ServerOptions:
     `tenants`: those with a label of their own in the metrics, whoever comes first.
     `reader_timeout_s`: a call whose reader takes nothing for so long is ended. `facade`: the service of
     gateways for TensorRT-LLM is there too; it shows them `model_name` (empty: the model's own).
-    `slo_classes`: objectives by the class in front of its ids.
+    `slo_classes`: objectives by the class in front of its ids. `security`: of this port and of the metrics'.
     """
 
     host: str = "127.0.0.1"
@@ -69,7 +75,8 @@ class ServerOptions:
     metrics_port: int | None = None
     make_recording: MakeRecording | None = None
     tenants: tuple[str, ...] = ()
-    reflection: bool = True
+    reflection: bool = False
+    security: SecurityFiles = field(default_factory=SecurityFiles)
     facade: bool = True
     model_name: str = ""
     default_max_tokens: int = 128
@@ -86,11 +93,16 @@ class Server:
         self._options = options
         self.calls = Calls(service, outbox, bounds_of(service, options), options.requests_max)
         self.calls.tally.expect(options.tenants, options.slo_classes)
-        self._servicer = Servicer(self.calls, options.make_recording)
-        self._facade = Facade(self.calls, options.model_name, options.slo_classes) if options.facade else None
+        self._certificates = _certificates(options.security)
+        self._guard = Guard(options.security.auth_file)
+        self._servicer = Servicer(self.calls, options.make_recording, self._guard)
+        self._facade: Facade | None = None
+        if options.facade:
+            self._facade = Facade(self.calls, options.model_name, options.slo_classes, self._guard)
         self._names = (SERVICE_NAME, FACADE_NAME) if options.facade else (SERVICE_NAME,)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made by a condition
-        self._server = grpc.aio.server(options=_channel_options(options))
+        interceptors = [TokenInterceptor(self._guard, self._refuse)] if self._guard.asks else None
+        self._server = grpc.aio.server(options=_channel_options(options), interceptors=interceptors)
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
         self._stopped = False
@@ -164,17 +176,31 @@ class Server:
             return None
         from superinfer_trt.serve.metrics_http import MetricsEndpoint
 
-        return MetricsEndpoint(self.calls, self._options.metrics_host, self._options.metrics_port)
+        host, port = self._options.metrics_host, self._options.metrics_port
+        tls = self._certificates.context() if self._certificates is not None else None
+        allows = self._guard.knows_operator if self._guard.asks else None
+        return MetricsEndpoint(self.calls, host, port, tls=tls, allows=allows)
+
+    def _refuse(self, refusal: Refused) -> WireStatus:
+        """For what does not even come to be a request."""
+        return self.calls.refuse(pb.GenerateRequest(), refusal).status
 
     def _bind(self) -> int:
         host, port = self._options.host, self._options.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         _check_address(host, port)
         try:
-            bound = self._server.add_insecure_port(address)
+            if self._certificates is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._certificates.credentials())
         except RuntimeError as error:  # taken since the check
             raise ConfigError(f"service.port: cannot listen on {address}") from error
-        return bound
+
+    def _refresh(self) -> None:
+        """Certificates and tokens that have changed."""
+        self._guard.refresh()
+        if self._certificates is not None and self._certificates.refresh() and self._metrics is not None:
+            self._metrics.renew(self._certificates.context())
 
     async def _idle_within(self, timeout_s: float) -> bool:
         try:
@@ -194,9 +220,16 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             self.calls.end_stalled(self._options.reader_timeout_s)
+            self._refresh()
             if not self._service.driver.alive:
                 await self._set_health(serving=False)
                 self.calls.abandon("the engine loop has ended")
+
+
+def _certificates(files: SecurityFiles) -> Certificates | None:
+    if files.tls_cert is None or files.tls_key is None:
+        return None
+    return Certificates(files.tls_cert, files.tls_key, files.tls_client_ca)
 
 
 def bounds_of(service: Service, options: ServerOptions) -> Bounds:
@@ -303,5 +336,6 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ]

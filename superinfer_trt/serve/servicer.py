@@ -22,6 +22,7 @@ from superinfer_trt.serve.objectives import fill_from_metadata
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceServicer
 from superinfer_trt.serve.profiling import MakeRecording, Profiler
+from superinfer_trt.serve.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,15 @@ PERIOD_MS_MIN, PERIOD_MS_MAX, PERIOD_MS_DEFAULT = 10, 3_600_000, 1000
 class Servicer(ExecutorServiceServicer):
     """Generate, Abort, GetModelInfo, GetStats, WatchStats, Profile.
 
-    `make_recording` None: Profile is UNIMPLEMENTED.
+    `make_recording` None: Profile is UNIMPLEMENTED. `guard`: whose requests they are; None: everybody may
+    name any tenant.
     """
 
-    def __init__(self, calls: Calls, make_recording: MakeRecording | None = None) -> None:
+    def __init__(
+        self, calls: Calls, make_recording: MakeRecording | None = None, guard: Guard | None = None
+    ) -> None:
         self._calls = calls
+        self._guard = guard or Guard()
         self._profiler = Profiler(calls.service, make_recording)
         self._closing = asyncio.Event()
         self._ready_at = calls.service.clock.now()
@@ -47,8 +52,11 @@ class Servicer(ExecutorServiceServicer):
     ) -> None:
         """Streams one request; the context's cancellation ends it in the executor too."""
         try:
-            fill_from_metadata(request, context.invocation_metadata())
-            await self._calls.generate(request, _Front(context))
+            metadata = context.invocation_metadata()
+            caller = self._guard.caller(metadata)
+            fill_from_metadata(request, metadata)
+            request.tenant = caller.tenant_of(request.tenant)
+            await self._calls.generate(request, _Front(context), caller.tenant)
         except Refused as refusal:
             await end_call(context, self._calls.refuse(request, refusal).status)
         except Ended as end:
@@ -66,7 +74,8 @@ class Servicer(ExecutorServiceServicer):
         """Cancels in the executor; the request's own stream tells how it ended."""
         if not request.request_id:
             await end_call(context, status_of(Refused(RefusalCode.INVALID, "request_id", "is required")))
-        return pb.AbortResponse(found=self._calls.abort(request.request_id))
+        owner = self._guard.caller(context.invocation_metadata()).tenant
+        return pb.AbortResponse(found=self._calls.abort(request.request_id, owner))
 
     async def GetModelInfo(  # noqa: N802
         self,

@@ -18,6 +18,7 @@ from superinfer_trt.serve.calls import Calls, Ended
 from superinfer_trt.serve.errors import FIELD_TRAILER, WireStatus
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.serve.security_client import open_aio_channel
 
 Write = Callable[[pb.GenerateResponse], None]
 CHANNEL_OPTIONS = (
@@ -54,7 +55,7 @@ class GrpcExecutor:
     when the executor was away."""
 
     def __init__(self, target: str, timeout_s: float = 2.0) -> None:
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._channel = open_aio_channel(target, CHANNEL_OPTIONS)
         self._stub: Any = ExecutorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 

@@ -122,17 +122,42 @@ def test_every_field_is_described_and_they_stay_few() -> None:
     assert {row[0]: row[2] for row in rows}["scheduling.depth"] == "1 | 2"
 
 
-@pytest.mark.parametrize(
-    ("host", "flag", "reflects"),
-    [
-        ("127.0.0.1", None, True),
-        ("::1", None, True),
-        ("localhost", None, True),
-        ("0.0.0.0", None, False),
-        ("0.0.0.0", True, True),
-        ("127.0.0.1", False, False),
-    ],
-)
-def test_reflection_is_for_loopback_unless_said(host: str, flag: bool | None, reflects: bool) -> None:
-    made = load(None, {"service.host": host, "service.reflection": flag})
-    assert made.service.reflects is reflects
+def test_reflection_is_off_unless_asked_for() -> None:
+    assert not load().service.reflection
+    assert load(None, {"service.reflection": True}).service.reflection
+
+
+SECURE = {"service.tls_cert": "c", "service.tls_key": "k", "service.auth_file": "t"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_nothing(host: str) -> None:
+    assert load(None, {"service.host": host, "service.metrics_host": host, "service.metrics_port": 1})
+
+
+@pytest.mark.parametrize("name", ["host", "metrics_host"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.example.org"])
+@pytest.mark.parametrize("missing", [("auth_file",), ("tls_cert", "tls_key"), tuple(n[8:] for n in SECURE)])
+def test_beyond_loopback_needs_tls_and_somebody_who_asks(
+    name: str, host: str, missing: tuple[str, ...]
+) -> None:
+    flags = {**SECURE, f"service.{name}": host, "service.metrics_port": 1}
+    assert load(None, flags)
+    left = {key: value for key, value in flags.items() if key.removeprefix("service.") not in missing}
+    with pytest.raises(ConfigError, match=rf"service: {name}: {host} is beyond loopback"):
+        load(None, left)
+    assert load(None, {**left, "service.insecure": True})
+    with pytest.raises(ConfigError, match="insecure"):
+        load(None, {**left, "service.insecure": False})
+
+
+def test_clients_certificates_are_enough_and_a_metrics_host_without_a_port_is_nothing() -> None:
+    by_certificate = {**SECURE, "service.auth_file": None, "service.tls_client_ca": "a"}
+    assert load(None, {**by_certificate, "service.host": "0.0.0.0"})
+    assert load(None, {"service.metrics_host": "0.0.0.0"})
+
+
+@pytest.mark.parametrize("given", [{"tls_cert": "c"}, {"tls_key": "k"}, {"tls_client_ca": "a"}])
+def test_halves_of_tls_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="tls_"):
+        load(None, {f"service.{name}": value for name, value in given.items()})
