@@ -155,7 +155,7 @@ class Run:
             if count % _SKIPS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             custom_id, understood = self._understand(number, line, ids)
-            if number in self._journal.found.done:
+            if understood is None:
                 continue
             await self._held.acquire()
             place, self._places = self._places, self._places + 1
@@ -172,7 +172,9 @@ class Run:
 
     def _understand(
         self, number: int, line: bytes | None, ids: FirstLines
-    ) -> tuple[str | None, Asked | Failure]:
+    ) -> tuple[str | None, Asked | Failure | None]:
+        """(its id, what it asks for or why not); None for a line that is done, whose id still counts."""
+        done = number in self._journal.found.done
         custom_id: str | None = None
         try:
             if line is None:
@@ -181,11 +183,13 @@ class Run:
             values = parse_object(line)
             custom_id = custom_id_of(values)
             first = ids.enter(custom_id, number)
+            if done:
+                return custom_id, None
             if first != number:
                 refuse("custom_id", f"is that of line {first} already", RefusalCode.DUPLICATE)
             return custom_id, read_line(values, number, self._rules)
         except Refused as refusal:
-            return custom_id, failure_of_refusal(refusal)
+            return custom_id, None if done else failure_of_refusal(refusal)
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
