@@ -136,18 +136,15 @@ def _target(made: Config | None, target: str | None) -> str:
 
 def _anywhere(made: Config) -> Config:
     """The configuration with whole paths: Triton may run in another folder."""
-    model, scheduling = made.model, made.scheduling
-    name = model.name
-    if Path(name).exists():
-        name = str(Path(name).resolve())
-    cache = model.cache_dir.resolve() if model.cache_dir is not None else None
-    trace = scheduling.trace_file.resolve() if scheduling.trace_file is not None else None
-    return made.model_copy(
-        update={
-            "model": model.model_copy(update={"name": name, "cache_dir": cache}),
-            "scheduling": scheduling.model_copy(update={"trace_file": trace}),
+    sections: dict[str, Any] = {}
+    for name, section in made:
+        whole: dict[str, Any] = {
+            field: value.resolve() for field, value in section if isinstance(value, Path)
         }
-    )
+        if name == "model" and Path(section.name).exists():
+            whole["name"] = str(Path(section.name).resolve())
+        sections[name] = section.model_copy(update=whole)
+    return made.model_copy(update=sections)
 
 
 def _renamed(names: tuple[str, ...], faces: tuple[Face, ...]) -> dict[str, str]:

@@ -99,14 +99,14 @@ class Caller:
     async def ask(self, inputs: list[Any], heard: Heard | None = None, **options: Any) -> Heard:
         """To its end; `heard` can be watched meanwhile."""
         heard = heard if heard is not None else Heard()
-        stop = options.pop("hold", None)
+        stop, deadline_s = options.pop("hold", None), options.pop("deadline_s", None)
 
         async def requests():
             yield {"model_name": self._model, "inputs": inputs, **options}
             if stop is not None:  # an open stream: the caller may still cancel it
                 await stop.wait()
 
-        stream = self.client.stream_infer(requests())
+        stream = self.client.stream_infer(requests(), stream_timeout=deadline_s)
         self.streams.append(stream)
         async for result, error in stream:
             heard.take(result, error)

@@ -146,9 +146,9 @@ def triton(home: Path, repository: Path, models: Sequence[str], folder: Path) ->
                 str(server / "bin" / "tritonserver"), f"--model-repository={repository}",
                 f"--backend-directory={server / 'backends'}", *flags, "--allow-gpu-metrics=false",
                 "--model-control-mode=explicit", *(f"--load-model={name}" for name in models),
-                "--exit-timeout-secs=10", f"--backend-config=python,shm-region-prefix-name=si{os.getpid()}",
+                "--exit-timeout-secs=2", f"--backend-config=python,shm-region-prefix-name=si{os.getpid()}",
             ],
-            stdout=file, stderr=subprocess.STDOUT, env=_environment(),
+            stdout=file, stderr=subprocess.STDOUT, env=_environment(), cwd=folder,
         )  # fmt: skip
     try:
         _wait_ready(process, addresses[0], log)

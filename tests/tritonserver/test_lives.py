@@ -16,6 +16,7 @@ from asking import Caller, Heard, ids_inputs, run
 from processes import executor, until
 
 LONG = 90
+DEADLINE_S = 1.0
 TOKENS_BEHIND_MAX = 3
 """Made after a caller's cancel, until the executor's step that it falls into has ended: the cancel's own way
 takes less than a token, and a busy machine is given two."""
@@ -42,19 +43,20 @@ def test_a_caller_that_goes_ends_its_request_within_a_token(stage: Any, way: str
     async def scenario() -> None:
         heard = Heard()
         async with Caller(stage.triton.grpc, "slow") as caller:
-            task = await started(caller, heard)
+            task = await started(caller, heard, deadline_s=DEADLINE_S if way == "deadline" else None)
             if way == "cancel":
                 caller.streams[0].cancel()
             elif way == "close":
                 await caller.client.close()
+            ended = await asyncio.gather(task, return_exceptions=True)
             made = stage.slow.stats().output_tokens
-            task.cancel()
+            if way == "deadline":
+                assert "DEADLINE" in str(ended[0]) or "Deadline" in str(ended[0])
             while stage.slow.live():
                 await asyncio.sleep(0.002)
             after = stage.slow.stats()
             assert after.output_tokens - made <= TOKENS_BEHIND_MAX
             assert after.finished_cancelled == before.finished_cancelled + 1
-            await asyncio.gather(task, return_exceptions=True)
 
     run(scenario())
 
