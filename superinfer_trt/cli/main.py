@@ -27,6 +27,7 @@ COMMANDS = {
     "simulate": ("superinfer_trt.cli.simulate:simulate", "Run a workload on modelled hardware."),
     "sweep": ("superinfer_trt.cli.sweep:sweep", "Simulate many policies, rates and seeds."),
     "advise": ("superinfer_trt.cli.advise:advise", "Find the highest rate, parameters and pools."),
+    "chaos": ("superinfer_trt.cli.chaos:chaos", "Run the scheduler in worlds of faults, from a seed."),
     "report": ("superinfer_trt.cli.report:report", "Plots and tables of a sweep, as one HTML page."),
     "fit": ("superinfer_trt.cli.fit:fit", "Turn measured step times into a hardware profile."),
     "demo": ("superinfer_trt.cli.demo:demo", "Watch requests rotate, and what it gives."),

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from superinfer_trt.core.ports import TransferEngine
-from superinfer_trt.core.step import Copy, CopyDone, Direction
+from superinfer_trt.core.step import Copy, CopyDone, CopyKind, Direction
 from superinfer_trt.core.units import Nanos, Ticket
 
 _MASK = (1 << 64) - 1
@@ -49,6 +49,11 @@ class WrappedLink:
         """The inner engine's, where it can tell (ModelledLink and wrappers of it)."""
         foresee: Callable[[], Nanos | None] | None = getattr(self.inner, "next_landing", None)
         return None if foresee is None else foresee()
+
+    def heal(self) -> None:
+        """No whims from now on, here and in wrappers inside; what is in the air keeps its fate."""
+        if isinstance(self.inner, WrappedLink):
+            self.inner.heal()
 
 
 class FailingLink(WrappedLink):
@@ -98,28 +103,41 @@ class FailingLink(WrappedLink):
             told.append(CopyDone(done.ticket, ok=False))
         return told
 
+    def heal(self) -> None:
+        self._every, self._probability = 0, 0.0
+        super().heal()
+
 
 class DelayedLink(WrappedLink):
-    """Holds each landing back for 0..`polls_max` further polls; order within a direction stays."""
+    """Holds each landing back for 0..`polls_max` further polls; order within a direction stays.
 
-    def __init__(self, inner: TransferEngine, *, polls_max: int, seed: int = 0) -> None:
+    `sync_apart`: SYNC groups keep an order of their own, which the port allows: others may overtake them.
+    """
+
+    def __init__(
+        self, inner: TransferEngine, *, polls_max: int, seed: int = 0, sync_apart: bool = False
+    ) -> None:
         super().__init__(inner)
         self._polls_max = polls_max
         self._seed = seed
+        self._sync_apart = sync_apart
         self._polls = 0
-        self._direction: dict[Ticket, Direction] = {}
-        self._held: dict[Direction, deque[tuple[int, CopyDone]]] = {d: deque() for d in Direction}
+        self._lane: dict[Ticket, str] = {}
+        self._held: dict[str, deque[tuple[int, CopyDone]]] = {}
 
     def submit(self, direction: Direction, copies: Sequence[Copy]) -> Sequence[Ticket] | None:
         tickets = self.inner.submit(direction, copies)
-        self._direction.update(dict.fromkeys(tickets or (), direction))
+        for ticket, copy in zip(tickets or (), copies, strict=False):
+            apart = self._sync_apart and copy.kind is CopyKind.SYNC
+            self._lane[ticket] = copy.kind.value if apart else direction.value
         return tickets
 
     def poll(self) -> Sequence[CopyDone]:
         self._polls += 1
         for done in self.inner.poll():
             hold = int(chance(self._seed, done.ticket) * (self._polls_max + 1))
-            self._held[self._direction.pop(done.ticket)].append((self._polls + hold, done))
+            held = self._held.setdefault(self._lane.pop(done.ticket), deque())
+            held.append((self._polls + hold, done))
         told = []
         for held in self._held.values():
             while held and held[0][0] <= self._polls:
@@ -129,6 +147,10 @@ class DelayedLink(WrappedLink):
     def next_landing(self) -> Nanos | None:
         """0 (poll at once) while anything is held back."""
         return 0 if any(self._held.values()) else super().next_landing()
+
+    def heal(self) -> None:
+        self._polls_max = 0
+        super().heal()
 
 
 class BusyLink(WrappedLink):
@@ -145,6 +167,10 @@ class BusyLink(WrappedLink):
         if chance(self._seed, self._submits) < self._probability:
             return None
         return self.inner.submit(direction, copies)
+
+    def heal(self) -> None:
+        self._probability = 0.0
+        super().heal()
 
 
 class CountingLink(WrappedLink):

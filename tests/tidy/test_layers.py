@@ -35,7 +35,8 @@ def layer(*foreign: str, own: str = "core", impure: bool = True) -> Layer:
 EVERYTHING = layer(
     *("click", "grpc", "grpc_health", "grpc_reflection", "google", "numpy", "pydantic", "rich", "yaml"),
     own="core sched kv runtime transfer engine model sim serve trtllm ranks triton batch "
-    "build build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config config_versions "
+    "build build_chaos build_ranks build_sim build_triton build_trtllm build_llm trtllm_startup config "
+    "config_versions "
     "cli",
 )
 LAYERS = {
@@ -55,6 +56,7 @@ LAYERS = {
     "config": layer("pydantic", "pydantic_core", "yaml", own="core config_versions"),
     "config_versions": layer(),
     "build": EVERYTHING,
+    "build_chaos": EVERYTHING,
     "build_ranks": EVERYTHING,
     "build_sim": EVERYTHING,
     "build_triton": EVERYTHING,
