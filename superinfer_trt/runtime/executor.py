@@ -120,6 +120,7 @@ class Executor:
         self._turn = 0
         self._air: _Flight | None = None
         self._events: list[TokenEvent] = []
+        self._untold: list[TokenEvent] = []  # the inbox knows of them, the outbox has not taken them
         self._unsent: dict[Direction, list[Copy]] = {direction: [] for direction in Direction}
         self._blocks_in_flight: dict[Direction, int] = dict.fromkeys(Direction, 0)
         self._ticket_blocks: dict[int, tuple[Direction, int]] = {}
@@ -216,13 +217,15 @@ class Executor:
     def abandon(self, message: str) -> None:
         """Ends every live request as failed; for a driver that cannot go on. Touches no engine."""
         now = self._parts.clock.now()
-        for request in self._parts.inbox.drain()[0]:  # accepted, but not seen by any turn
-            self._roster.arrive(request)
-            self.totals.accepted += 1
-        for sequence in list(self._roster.live.values()):
-            sequence.in_air = False
-            self._events.extend(self._roster.end(sequence, FinishReason.FAILED, now, message))
-        self._emit()
+        try:
+            for request in self._parts.inbox.drain()[0]:  # accepted, but not seen by any turn
+                self._roster.arrive(request)
+                self.totals.accepted += 1
+        finally:
+            for sequence in list(self._roster.live.values()):
+                sequence.in_air = False
+                self._events.extend(self._roster.end(sequence, FinishReason.FAILED, now, message))
+            self._emit()
 
     def _begin(self) -> Plan | None:
         """Drain, land, view, plan, apply, submit."""
@@ -318,10 +321,11 @@ class Executor:
 
     def _drain(self, now: Nanos) -> None:
         requests, cancels = self._parts.inbox.drain()
-        for request in requests:
-            sequence = self._roster.arrive(request)
-            self._parts.ledger.open(request.id, sequence)
+        # All of them live before anything else may fail: whoever left the inbox can be told (C3).
+        arrived = [self._roster.arrive(request) for request in requests]
         self.totals.accepted += len(requests)
+        for sequence in arrived:
+            self._parts.ledger.open(sequence.id, sequence)
         for id, reason in cancels:
             sequence_or_none = self._roster.live.get(id)
             if sequence_or_none is not None:
@@ -399,10 +403,17 @@ class Executor:
             self._parts.ledger.release(id)
 
     def _emit(self) -> None:
-        if self._events:
-            events, self._events = self._events, []
+        """A place is free before its client hears so, and an ending is told though a door raises: what the
+        outbox did not take is kept for `abandon` (C3)."""
+        if not self._events and not self._untold:
+            return
+        events, self._events = self._events, []
+        self._untold = [*self._untold, *events] if self._untold else events
+        try:
             self._parts.inbox.ended([event.id for event in events if event.ending is not None])
-            self._parts.outbox.emit(events)
+        finally:
+            self._parts.outbox.emit(self._untold)
+            self._untold = []
 
     def _notice_stall(self) -> None:
         """A policy that plans nothing while somebody lives and nothing is under way would hang (C9)."""
