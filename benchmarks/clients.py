@@ -2,8 +2,9 @@
 
 One server with a modelled engine (a step takes --step-ms, whoever is in it, and a prompt nothing), and a
 gateway in front of it for those that speak HTTP. Each client runs the same closed loop, one after the other.
---agree is the share by which a figure may differ from ours, and what the gateway adds is in it. With several
-callers a first token is in this step or a later one by chance: only times between tokens are compared then.
+What the gateway adds is measured by `http`, a plain reader of its events: generators behind it are compared
+with that, ours with `bench`. --agree is the share by which figures may differ. With several callers
+a first token is in this step or a later one by chance: only times between tokens are compared then.
 
 aiperf (0.13) and guidellm (0.8) come each in an environment of its own:
 
@@ -16,19 +17,23 @@ aiperf (0.13) and guidellm (0.8) come each in an environment of its own:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from support.gateway import COMMAND, gateway, replica
+from support.gateway import COMMAND, Gateway, gateway, replica
 
 OUTPUT_TOKENS = 8
+BEHIND = ("aiperf", "guidellm")
 FIGURES = ("ttft_ms_p50", "ttft_ms_p90", "itl_ms_p50", "itl_ms_p90")
 PATIENCE_S = 300
 
@@ -78,6 +83,35 @@ def guidellm(venv: Path, port: int, tokenizer: Path, callers: int, requests: int
     return _figures(first["percentiles"], gaps["percentiles"], first["count"], tokens)
 
 
+def http(front: Gateway, callers: int, requests: int) -> Figures:
+    """A thread for each caller, and nothing between it and the events."""
+    heard: list[list[float]] = []
+
+    def caller() -> None:
+        body = {"model": "sim", "max_tokens": OUTPUT_TOKENS, "ignore_eos": True}
+        body["messages"] = [{"role": "user", "content": "one two three four " * 8}]
+        for _ in range(requests // callers):
+            times = [time.perf_counter()]
+            for event in front.stream("/v1/chat/completions", body):
+                if event["choices"] and event["choices"][0]["delta"].get("content"):
+                    times.append(time.perf_counter())  # noqa: PERF401  # the moment is what counts
+            heard.append(times)
+
+    threads = [threading.Thread(target=caller) for _ in range(callers)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    gaps = sorted(after - before for times in heard for before, after in itertools.pairwise(times[1:]))
+    first = sorted(times[1] - times[0] for times in heard)
+    count = sum(len(times) - 1 for times in heard)
+    return _figures(_percentiles(first), _percentiles(gaps), len(heard), count)
+
+
+def _percentiles(ordered: list[float]) -> dict[str, float]:
+    return {f"p{percent}": 1e3 * ordered[-(-percent * len(ordered) // 100) - 1] for percent in (50, 90)}
+
+
 def _figures(first: dict[str, float], gaps: dict[str, float], requests: float, tokens: float) -> Figures:
     return {
         "requests": requests,
@@ -100,18 +134,20 @@ def _run(folder: Path, *command: str | Path) -> None:
 
 
 def disagreements(rows: list[dict[str, Any]], share: float) -> list[str]:
-    """What differs from ours on the direct path by more than `share`, and counts that differ at all."""
+    """What differs by more than `share` from the row it is compared with, and tokens that are missing."""
     found = []
     for row in rows:
         who = f"{row['client']}, {row['callers']} callers"
-        mine = next(one for one in rows if one["callers"] == row["callers"] and one["client"] == "bench")
+        judge = "http" if row["client"] in BEHIND else "bench"
+        other = next(one for one in rows if (one["client"], one["callers"]) == (judge, row["callers"]))
         names = FIGURES if row["callers"] == 1 else FIGURES[2:]
-        limits = {**dict.fromkeys(names, share), "requests": 0.0, "tokens": 0.0}
         found += [
-            f"{who}: {name} {row[name]:.1f}, ours {mine[name]:.1f}"
-            for name, limit in limits.items()
-            if abs(row[name] - mine[name]) > limit * mine[name]
+            f"{who}: {name} {row[name]:.1f}, {judge} {other[name]:.1f}"
+            for name in names
+            if abs(row[name] - other[name]) > share * other[name]
         ]
+        if row["client"] != "http" and row["tokens"] != row["requests"] * OUTPUT_TOKENS:
+            found.append(f"{who}: {row['tokens']:g} tokens in {row['requests']:g} requests")
     return found
 
 
@@ -135,6 +171,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 "bench": lambda callers, requests: ours(server.target, "executor", callers, requests),
                 "bench, facade": lambda callers, requests: ours(server.target, "facade", callers, requests),
             }
+            clients["http"] = lambda callers, requests: http(front, callers, requests)
             for name, run in (("aiperf", aiperf), ("guidellm", guidellm)):
                 venv = getattr(options, name)
                 if venv is not None:
