@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TOKEN_MS = 40
+TOKEN_MS = 100
 """Of the slow executor: long enough that what happens within a token can be told apart."""
 
 
@@ -41,7 +41,7 @@ class Stage:
 
 def repository(folder: Path, *words: str) -> None:
     command = [sys.executable, "-m", "superinfer_trt", "triton", "repo", "--out", str(folder), *words]
-    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

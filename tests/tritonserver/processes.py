@@ -23,7 +23,9 @@ import grpc
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 
-START_S, STOP_S = 60.0, 20.0
+START_S, STOP_S = 180.0, 20.0
+ELSEWHERE = Path(__file__).parent
+"""Where processes start: from the root, `python -m` would meet the sources, not what is installed."""
 
 
 def free_port() -> int:
@@ -83,6 +85,7 @@ def executor(*flags: str) -> Iterator[Executor]:
         [sys.executable, "-m", "superinfer_trt", "serve", "--port=0", *flags],
         stdout=subprocess.PIPE,
         text=True,
+        cwd=ELSEWHERE,
     )
     try:
         assert process.stdout is not None

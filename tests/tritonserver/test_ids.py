@@ -163,7 +163,7 @@ def test_the_objective_decides_who_goes_first(stage: Any) -> None:
             loose = {"ttft_slo_ms": 3_600_000, "tbt_slo_ms": 3_600_000}
             tasks = [
                 asyncio.create_task(
-                    caller.ask(ids_inputs([1] * 90, 30, streaming=True), first, parameters=loose)
+                    caller.ask(ids_inputs([1] * 90, 12, streaming=True), first, parameters=loose)
                 )
             ]
             await first.first.wait()
