@@ -37,6 +37,7 @@ class Output:
         self._min_tokens = accepted.request.sampling.min_tokens
         self._wants_logprobs = accepted.request.sampling.logprobs >= 0
         self._text = tokenizer.stream() if tokenizer is not None else None
+        self._stops = bool(accepted.stop)
         self._matcher = StopMatcher(accepted.stop)
         self._sent = 0
         self._last_token = -1
@@ -54,11 +55,23 @@ class Output:
         texts: list[str] = []
         logprobs: list[pb.TokenLogprobs] = []
         ended: TokenEvent | None = None
-        for event in events:
-            if event.sampled is not None and not self.stopped:
-                self._push(event.sampled, ids, texts, logprobs)
+        matcher, text_stream, stop_ids = self._matcher, self._text, self._stop_ids
+        for event in events:  # the long loop of the service: a token costs a few look-ups beside its text
+            sampled = event.sampled
+            if sampled is not None and matcher.matched is None:
+                token = sampled.token
+                ids.append(token)
+                self._sent += 1
+                if self._wants_logprobs:
+                    logprobs.append(_logprobs(sampled))
+                if text_stream is not None and token not in stop_ids:
+                    piece = text_stream.push(token)
+                    if piece:
+                        texts.append(matcher.push(piece, armed=self._armed) if self._stops else piece)
             if event.ending is not None:
                 ended = event
+        if ids:
+            self._last_token = ids[-1]
         if ended is not None and not self.stopped:
             texts.append(self._rest())
         text = "".join(texts)
@@ -76,21 +89,6 @@ class Output:
         if ended is not None and ended.ending is not None:
             self._end(response.ending, ended.ending, ended.now)
         return response
-
-    def _push(
-        self, sampled: Sampled, ids: list[int], texts: list[str], logprobs: list[pb.TokenLogprobs]
-    ) -> None:
-        token = sampled.token
-        ids.append(token)
-        self._sent += 1
-        self._last_token = token
-        if self._wants_logprobs:
-            top = [pb.TopLogprob(token_id=id, logprob=value) for id, value in sampled.top]
-            logprobs.append(pb.TokenLogprobs(logprob=sampled.logprob, top=top))
-        if self._text is not None and token not in self._stop_ids:
-            piece = self._text.push(token)
-            if piece:
-                texts.append(self._matcher.push(piece, armed=self._armed))
 
     def _rest(self) -> str:
         """Text that waited for more, now that no more comes; a stop string may end in it."""
@@ -119,6 +117,11 @@ class Output:
         elif self.ending is FinishReason.STOP and self._last_token in self._stop_ids:
             message.matched_token_id = self._last_token
         write_timings(message.timings, ending, now)
+
+
+def _logprobs(sampled: Sampled) -> pb.TokenLogprobs:
+    top = [pb.TopLogprob(token_id=id, logprob=value) for id, value in sampled.top]
+    return pb.TokenLogprobs(logprob=sampled.logprob, top=top)
 
 
 def write_timings(message: pb.Timings, ending: Ending, now: Nanos) -> None:
