@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superinfer_trt.core.errors import Refused
 from superinfer_trt.core.model import Tokenizer
-from superinfer_trt.core.units import RequestId
-from superinfer_trt.serve.errors import status_of
-from superinfer_trt.serve.mapping import Accepted, Bounds, accept
+from superinfer_trt.serve.mapping import Bounds
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from support.echo_service import LetterTokenizer
+from support.fuzzed import check
 
 u32 = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1))
 f32 = st.floats(width=32)
@@ -79,46 +75,6 @@ def messages(draw: st.DrawFn) -> pb.GenerateRequest:
         message.slo.ttft_ms = draw(st.floats())
         message.slo.tbt_ms = draw(st.floats())
     return message
-
-
-def check(message: pb.GenerateRequest, limits: Bounds, tokenizer: Tokenizer | None) -> bool:
-    """Whether it was accepted; all that core.Request promises is looked at."""
-    try:
-        accepted = accept(message, id=RequestId(1), arrival=0, bounds=limits, tokenizer=tokenizer)
-    except Refused as refusal:
-        refused = refusal
-    else:
-        check_accepted(accepted, limits)
-        return True
-    assert refused.field
-    assert refused.message
-    assert status_of(refused).trailers
-    return False
-
-
-def check_accepted(accepted: Accepted, limits: Bounds) -> None:
-    request = accepted.request
-    assert request.prompt
-    assert all(0 <= token < limits.vocabulary for token in request.prompt)
-    tokens = len(request.prompt) + request.sampling.max_tokens
-    assert tokens <= min(limits.context_tokens_max, limits.pool_tokens_max)
-    assert request.sampling.max_tokens >= 1
-    assert math.isfinite(request.sampling.temperature)
-    assert request.sampling.temperature >= 0
-    assert 0 < request.sampling.top_p <= 1
-    assert 0 <= request.sampling.top_k < limits.vocabulary
-    assert 0 <= request.sampling.seed < 2**64
-    assert all(token < limits.vocabulary for token in request.sampling.stop_ids)
-    assert -1 <= request.sampling.logprobs <= 20
-    assert 0 <= request.sampling.min_p <= 1
-    assert 0 < request.sampling.repetition_penalty <= 100
-    assert -2 <= request.sampling.presence_penalty <= 2
-    assert -2 <= request.sampling.frequency_penalty <= 2
-    assert 0 <= request.sampling.min_tokens <= request.sampling.max_tokens
-    assert len(request.sampling.forbidden(0)) < limits.vocabulary
-    assert request.slo.ttft > 0
-    assert request.slo.tbt > 0
-    assert all(accepted.stop)
 
 
 @given(messages(), bounds, maybe_tokenizer)
