@@ -68,10 +68,24 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _tell_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    del parameter
+    if asked and not ctx.resilient_parsing:
+        click.echo(f"superinfer-trt, version {superinfer_trt.__version__}")
+        ctx.exit()
+
+
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.version_option(superinfer_trt.__version__, prog_name="superinfer-trt")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_tell_version,
+    help="Show it and exit.",
+)
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 @click.pass_context
 def cli(ctx: click.Context, traceback: bool) -> None:

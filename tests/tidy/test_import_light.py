@@ -18,6 +18,7 @@ HEAVY = (
     "safetensors",
     "matplotlib",
     "yaml",
+    "importlib.metadata",  # was all but a millisecond of importing the package
 )
 CASES = {
     "the package": "import superinfer_trt",
