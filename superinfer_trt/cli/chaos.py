@@ -36,6 +36,7 @@ def chaos(*, seed: int, worlds: int | None, seconds: float | None, keep_going: b
     started = time.monotonic()
     done = requests = tokens = rotations = evictions = faults = 0
     failed: list[int] = []
+    slowest = 0.0  # turns until all had ended after healing, as a share of the bound
     for one in _seeds(seed, worlds, seconds, started):
         report = run_seed(one)
         done += 1
@@ -48,6 +49,7 @@ def chaos(*, seed: int, worlds: int | None, seconds: float | None, keep_going: b
             if not keep_going:
                 break
             continue
+        slowest = max(slowest, figures.healing_turns / figures.healing_bound)
         requests += figures.accepted
         tokens += figures.tokens
         rotations += figures.rotations
@@ -58,7 +60,7 @@ def chaos(*, seed: int, worlds: int | None, seconds: float | None, keep_going: b
     click.echo(
         f"{done} worlds from seed {seed} in {time.monotonic() - started:.1f} s: {requests} requests, "
         f"{tokens} tokens, {rotations} rotations, {evictions} evictions, {faults} failed copies and steps; "
-        f"{len(failed)} failed{': ' + ' '.join(map(str, failed)) if failed else ''}"
+        f"slowest healing {slowest:.0%} of its bound; {len(failed)} failed{': ' + ' '.join(map(str, failed)) if failed else ''}"
     )
     return 1 if failed else 0
 
