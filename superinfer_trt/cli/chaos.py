@@ -57,10 +57,11 @@ def chaos(*, seed: int, worlds: int | None, seconds: float | None, keep_going: b
         faults += figures.copies_failed + figures.steps_failed
     if not done:
         raise ConfigError(f"--seconds: {seconds} is too short for one world")
+    named = f": {' '.join(map(str, failed))}" if failed else ""
     click.echo(
         f"{done} worlds from seed {seed} in {time.monotonic() - started:.1f} s: {requests} requests, "
         f"{tokens} tokens, {rotations} rotations, {evictions} evictions, {faults} failed copies and steps; "
-        f"slowest healing {slowest:.0%} of its bound; {len(failed)} failed{': ' + ' '.join(map(str, failed)) if failed else ''}"
+        f"slowest healing {slowest:.0%} of its bound; {len(failed)} failed{named}"
     )
     return 1 if failed else 0
 
