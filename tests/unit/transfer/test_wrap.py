@@ -121,3 +121,28 @@ def test_counts_add_up() -> None:
     assert link.link_bytes_per_s(D2H) == 1e9
     link.mark(1)
     link.close()
+
+
+def test_sync_copies_apart_are_overtaken_and_keep_their_own_order() -> None:
+    link = DelayedLink(instant(), polls_max=4, seed=11, sync_apart=True)
+    kinds = {}
+    for slot in range(60):
+        kind = CopyKind.SYNC if slot % 2 else CopyKind.OUT
+        for ticket in link.submit(D2H, [Copy(RequestId(slot), kind, [slot], [slot])]) or ():
+            kinds[ticket] = kind
+    told = [done.ticket for _ in range(6) for done in link.poll()]
+    assert sorted(told) == sorted(kinds)
+    assert told != sorted(told), "one kind overtook the other"
+    for kind in (CopyKind.SYNC, CopyKind.OUT):
+        own = [ticket for ticket in told if kinds[ticket] is kind]
+        assert own == sorted(own)
+
+
+def test_a_healed_stack_has_no_whims() -> None:
+    link = BusyLink(
+        DelayedLink(FailingLink(CountingLink(instant()), every=1), polls_max=9, seed=3), probability=1.0
+    )
+    assert link.submit(D2H, [out(0)]) is None
+    link.heal()
+    assert len(submit(link, 50)) == 50
+    assert [done.ok for done in link.poll()] == [True] * 50
