@@ -349,6 +349,7 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # a client that vanished without a word is found by pings
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),  # without it such a ping is waited for 60 s all the same
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
