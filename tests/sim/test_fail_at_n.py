@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -51,10 +51,9 @@ class Fault:
     how: Callable[..., Any]
     fatal: bool = False
     reasons: frozenset[FinishReason] = NOTHING_WRONG
-    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.port}.{self.method}-{self.name or self.how.__name__}"
+        return f"{self.port}.{self.method}-{self.how.__name__}"
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -108,6 +107,8 @@ FAULTS = [
     Fault("transfers", "submit", raising(ValueError("overlap, on purpose")), fatal=True),
     Fault("transfers", "mark", raising(TransferFailed("poisoned, on purpose")), fatal=True),
     Fault("transfers", "poll", raising(TransferFailed("poisoned, on purpose")), fatal=True),
+    Fault("transfers", "poll", nothing_yet),
+    Fault("transfers", "poll", all_failed),
     Fault("transfers", "link_bytes_per_s", raising(TROUBLE), fatal=True),
     Fault("engine", "launch", raising(EngineFailed("on purpose")), reasons=ENDS_SOME),
     Fault("engine", "launch", raising(TROUBLE), fatal=True),
@@ -197,7 +198,6 @@ class Run:
     accepted: int
     empty: bool
     rotations: int
-    lines: list[str] = field(default_factory=list)
 
 
 def run(fault: Fault, n: int, depth: int) -> Run:
@@ -250,7 +250,6 @@ def run(fault: Fault, n: int, depth: int) -> Run:
         len(checker.tokens),
         ledger.empty,
         executor.totals.rotations_out,
-        executor.trace.tail(),
     )
 
 
