@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.serve.security_client import Target, read_access
 from superinfer_trt.triton.backend import Backend, settings_of
 from superinfer_trt.triton.executor import Executor, GrpcExecutor, LocalExecutor
 from superinfer_trt.triton.repository import EXECUTOR_FILE
 from superinfer_trt.triton.tensors import FACES
 
 FACE, MODE, TARGET = "superinfer_face", "superinfer_mode", "superinfer_target"
+TLS_CA, TOKEN_FILE = "superinfer_tls_ca", "superinfer_token_file"
 PROXY, IN_PROCESS = "proxy", "in-process"
 
 
@@ -62,9 +64,12 @@ def executor_maker(parameters: Mapping[str, str], folder: Path) -> Callable[[], 
     target = parameters.get(TARGET, "")
     if mode != PROXY or not target:
         raise ConfigError(f"config.pbtxt: parameters.{MODE} is {mode!r} and {TARGET} is {target!r}")
+    ca, token = parameters.get(TLS_CA), parameters.get(TOKEN_FILE)
+    access = read_access(ca=Path(ca) if ca else None, token_file=Path(token) if token else None)
+    reached = Target(target, access)
 
     async def proxy() -> Executor:
-        return GrpcExecutor(target)
+        return GrpcExecutor(reached)
 
     return proxy
 

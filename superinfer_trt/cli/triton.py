@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from superinfer_trt import config
-from superinfer_trt.build_triton import FACE, IN_PROCESS, MODE, PROXY, TARGET
+from superinfer_trt.build_triton import FACE, IN_PROCESS, MODE, PROXY, TARGET, TLS_CA, TOKEN_FILE
 from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.triton.repository import Model, write_repository
 from superinfer_trt.triton.tensors import IDS, LLMAPI, TEXT, Face
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 LAYOUTS = {"inflight": (IDS, TEXT), "llmapi": (LLMAPI,)}
 
 
@@ -38,6 +39,8 @@ def triton_group() -> None:
     help="proxy: to an executor that runs elsewhere; in-process: the model runs one.",
 )
 @click.option("--target", metavar="HOST:PORT", help="The executor [127.0.0.1:50051]; proxy only.")
+@click.option("--tls-ca", type=_FILE, help="PEM file of who vouches for an executor with TLS.")
+@click.option("--token-file", type=_FILE, help="File with the token for an executor that wants one.")
 @click.option(
     "--layout",
     type=click.Choice(list(LAYOUTS)),
@@ -74,6 +77,8 @@ def repo(
     out: Path,
     mode: str,
     target: str | None,
+    tls_ca: Path | None,
+    token_file: Path | None,
     layout: str,
     names: tuple[str, ...],
     max_batch_size: int,
@@ -108,6 +113,8 @@ def repo(
             # one model reports: a sum over models is then the executor's
             "stats_check_period_ms": f"{stats_period_ms if at == 0 else 0:g}",
         }
+        files = {} if runs else {TLS_CA: tls_ca, TOKEN_FILE: token_file}
+        parameters |= {name: str(path.resolve()) for name, path in files.items() if path is not None}
         models.append(
             Model(
                 face=face,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -13,15 +14,21 @@ from pathlib import Path
 import pytest
 import trustme
 
+from superinfer_trt.build_triton import TOKEN_FILE, executor_maker
+from superinfer_trt.cli.main import run as command_run
 from superinfer_trt.serve import server as server_module
+from superinfer_trt.serve.calls import Ended
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.security import Certificates, SecurityFiles
 from superinfer_trt.serve.security_client import Access, Target, open_aio_channel
 from support.security import (
     ALONE,
+    GATEWAY,
     OK,
+    UNAUTHENTICATED,
     UNAVAILABLE,
     Authority,
+    auth_file_in,
     authority,
     code_of,
     reaching,
@@ -190,6 +197,38 @@ def test_from_the_making_of_a_token_to_an_answer(ours: Authority, tmp_path: Path
         assert token not in text
         assert made.stdout.split()[0].removeprefix("sha256:") not in text
     assert "peer" in said  # who was not let in
+
+
+def test_a_triton_model_brings_what_its_repository_says(
+    ours: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ca, token = tmp_path / "ca.pem", tmp_path / "gateway.token"
+    ca.write_bytes(ours.pem)
+    token.write_text(GATEWAY + "\n")
+    files = SecurityFiles(ours.cert, ours.key, auth_file=auth_file_in(tmp_path))
+
+    def parameters(target: str) -> dict[str, str]:
+        options = ["--out", str(tmp_path / "models"), "--target", target, "--layout", "llmapi"]
+        options += ["--tls-ca", str(ca), "--token-file", str(token)]
+        assert command_run(["triton", "repo", *options]) == 0, capsys.readouterr().err
+        text = (tmp_path / "models" / "tensorrt_llm" / "config.pbtxt").read_text()
+        assert GATEWAY not in text  # where the token is, not what it is
+        return dict(re.findall(r'key: "(superinfer_\w+)" value: { string_value: "([^"]*)"', text))
+
+    async def scenario() -> None:
+        async with serving(security=files) as wire:
+            told = parameters(wire.server.target)
+            executor = await executor_maker(told, tmp_path)()
+            assert (await executor.model_info()).model
+            await executor.close()
+            del told[TOKEN_FILE]
+            executor = await executor_maker(told, tmp_path)()
+            with pytest.raises(Ended) as ended:
+                await executor.model_info()
+            assert ended.value.status.code is UNAUTHENTICATED
+            await executor.close()
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
