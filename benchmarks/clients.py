@@ -6,7 +6,8 @@ What the gateway adds is measured by `http`, a plain reader of its events: gener
 with that, ours with `bench`. --agree is the share by which figures may differ. With several callers
 a first token is in this step or a later one by chance: only times between tokens are compared then.
 
-aiperf (0.13) and guidellm (0.8) come each in an environment of its own:
+genai-perf, which speaks to Triton, is in clients_triton.py. aiperf (0.13) and guidellm (0.8) come each in an
+environment of its own:
 
     python -m venv A && A/bin/pip install aiperf==0.13.0
     python -m venv G && G/bin/pip install torch==2.13.0 guidellm==0.8.1
@@ -33,7 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.gateway import COMMAND, Gateway, gateway, replica
 
 OUTPUT_TOKENS = 8
-BEHIND = ("aiperf", "guidellm")
+READERS = ("http", "triton")
+BEHIND = {"aiperf": "http", "guidellm": "http", "genai-perf": "triton"}
+"""What a generator is compared with: a plain reader of the same gateway or server. Others: with `bench`."""
+
 FIGURES = ("ttft_ms_p50", "ttft_ms_p90", "itl_ms_p50", "itl_ms_p90")
 PATIENCE_S = 300
 
@@ -47,7 +51,7 @@ def ours(target: str, api: str, callers: int, requests: int) -> Figures:
         capture_output=True, text=True, check=True, timeout=PATIENCE_S,
     )  # fmt: skip
     told = json.loads(done.stdout)
-    return _figures(told["ttft_ms"], told["tbt_ms"], told["completed"], told["output_tokens"])
+    return figures(told["ttft_ms"], told["tbt_ms"], told["completed"], told["output_tokens"])
 
 
 def aiperf(venv: Path, port: int, tokenizer: Path, callers: int, requests: int, folder: Path) -> Figures:
@@ -62,7 +66,7 @@ def aiperf(venv: Path, port: int, tokenizer: Path, callers: int, requests: int, 
     )  # fmt: skip
     told = json.loads((folder / "profile_export_aiperf.json").read_text())
     gaps = told["inter_chunk_latency"]
-    return _figures(told["time_to_first_token"], gaps, told["request_count"]["avg"], told["total_osl"]["avg"])
+    return figures(told["time_to_first_token"], gaps, told["request_count"]["avg"], told["total_osl"]["avg"])
 
 
 def guidellm(venv: Path, port: int, tokenizer: Path, callers: int, requests: int, folder: Path) -> Figures:
@@ -80,7 +84,7 @@ def guidellm(venv: Path, port: int, tokenizer: Path, callers: int, requests: int
     first = told["time_to_first_token_ms"]["successful"]
     gaps = told["inter_token_latency_ms"]["successful"]  # means of requests: guidellm keeps no single gaps
     tokens = told["output_token_count"]["successful"]["total_sum"]
-    return _figures(first["percentiles"], gaps["percentiles"], first["count"], tokens)
+    return figures(first["percentiles"], gaps["percentiles"], first["count"], tokens)
 
 
 def http(front: Gateway, callers: int, requests: int) -> Figures:
@@ -105,14 +109,14 @@ def http(front: Gateway, callers: int, requests: int) -> Figures:
     gaps = sorted(after - before for times in heard for before, after in itertools.pairwise(times[1:]))
     first = sorted(times[1] - times[0] for times in heard)
     count = sum(len(times) - 1 for times in heard)
-    return _figures(_percentiles(first), _percentiles(gaps), len(heard), count)
+    return figures(percentiles(first), percentiles(gaps), len(heard), count)
 
 
-def _percentiles(ordered: list[float]) -> dict[str, float]:
+def percentiles(ordered: list[float]) -> dict[str, float]:
     return {f"p{percent}": 1e3 * ordered[-(-percent * len(ordered) // 100) - 1] for percent in (50, 90)}
 
 
-def _figures(first: dict[str, float], gaps: dict[str, float], requests: float, tokens: float) -> Figures:
+def figures(first: dict[str, float], gaps: dict[str, float], requests: float, tokens: float) -> Figures:
     return {
         "requests": requests,
         "tokens": tokens,
@@ -138,9 +142,9 @@ def disagreements(rows: list[dict[str, Any]], share: float) -> list[str]:
     found = []
     for row in rows:
         who = f"{row['client']}, {row['callers']} callers"
-        if row["client"] == "http":
+        if row["client"] in READERS:
             continue
-        judge = "http" if row["client"] in BEHIND else "bench"
+        judge = BEHIND.get(row["client"], "bench")
         other = next(one for one in rows if (one["client"], one["callers"]) == (judge, row["callers"]))
         names = FIGURES if row["callers"] == 1 else FIGURES[2:]
         found += [
