@@ -24,6 +24,10 @@ ATTEMPTS = 8
 """Draws before somebody is evicted; most turns need one."""
 
 
+CYCLE_TURNS, WILD_TURNS = 512, 128
+"""In each cycle, after so many wild turns, the oldest request is left to run: or nobody might end (C9)."""
+
+
 class AnyPlan:
     """core.ports.Policy. `restless`: how readily it moves those who could run, 0 .. 10."""
 
@@ -50,7 +54,7 @@ class AnyPlan:
         for attempt in (
             *(replace(plan, rotate_in=(candidate.id,)) for candidate in view.rotary),
             *(replace(plan, admit=(c.id,), prefill=(Chunk(c.id, 0, 1),)) for c in view.waiting),
-            *(replace(plan, evict=(candidate.id,)) for candidate in view.running),
+            *(replace(plan, evict=(id,)) for id in sorted((c.id for c in view.running), reverse=True)),
         ):
             if _legal(attempt, view):
                 return attempt
@@ -63,13 +67,17 @@ class AnyPlan:
         for index in range(len(candidates)):
             other = index + dice(len(candidates) - index)
             candidates[index], candidates[other] = candidates[other], candidates[index]
+        favoured = min(view.live, default=None) if view.turn % CYCLE_TURNS >= WILD_TURNS else None
+        candidates.sort(key=lambda candidate: candidate.id != favoured)  # stable: the others as they are
         for candidate in candidates:
-            attempt = self._with_action(plan, candidate, view.limits.step_tokens, dice)
+            restless = 0 if candidate.id == favoured else self._restless
+            attempt = self._with_action(plan, candidate, view.limits.step_tokens, restless, dice)
             if attempt is not plan and _legal(attempt, view):
                 plan = attempt
         return plan
 
-    def _with_action(self, plan: Plan, candidate: Candidate, tokens_max: int, dice: Dice) -> Plan:
+    @staticmethod
+    def _with_action(plan: Plan, candidate: Candidate, tokens_max: int, restless: int, dice: Dice) -> Plan:
         id, phase = candidate.id, candidate.phase
         if phase is Phase.WAITING:
             if dice(100) == 0:
@@ -77,26 +85,27 @@ class AnyPlan:
             chunk = Chunk(id, 0, 1 + dice(min(tokens_max, candidate.target_tokens)))
             return replace(plan, admit=(*plan.admit, id), prefill=(*plan.prefill, chunk))
         if phase is Phase.PREFILL:
-            if dice(40) < self._restless:
+            if dice(40) < restless:
                 return replace(plan, evict=(*plan.evict, id))
             length = 1 + dice(min(tokens_max, candidate.target_tokens - candidate.computed_tokens))
             return replace(plan, prefill=(*plan.prefill, Chunk(id, candidate.computed_tokens, length)))
-        if phase is Phase.ROTARY and dice(12) >= self._restless // 2:
+        if phase is Phase.ROTARY and dice(12) >= restless // 2:
             return replace(plan, rotate_in=(*plan.rotate_in, id))
-        return self._decoding(plan, candidate, dice) if phase is Phase.DECODE else plan
+        return _decoding(plan, candidate, restless, dice) if phase is Phase.DECODE else plan
 
-    def _decoding(self, plan: Plan, candidate: Candidate, dice: Dice) -> Plan:
-        id, action = candidate.id, dice(40)
-        if action * 4 < self._restless:
-            return replace(plan, evict=(*plan.evict, id))
-        if action < self._restless:
-            return replace(plan, rotate_out=(*plan.rotate_out, id))
-        ready = candidate.full_blocks - candidate.synced_blocks
-        if ready > 0 and dice(2):
-            plan = replace(plan, sync=(*plan.sync, SyncRun(id, candidate.synced_blocks, 1 + dice(ready))))
-        if candidate.remaining_tokens > 0:
-            return replace(plan, decode=(*plan.decode, id))
-        return plan
+
+def _decoding(plan: Plan, candidate: Candidate, restless: int, dice: Dice) -> Plan:
+    id, action = candidate.id, dice(40)
+    if action * 4 < restless:
+        return replace(plan, evict=(*plan.evict, id))
+    if action < restless:
+        return replace(plan, rotate_out=(*plan.rotate_out, id))
+    ready = candidate.full_blocks - candidate.synced_blocks
+    if ready > 0 and dice(2):
+        plan = replace(plan, sync=(*plan.sync, SyncRun(id, candidate.synced_blocks, 1 + dice(ready))))
+    if candidate.remaining_tokens > 0:
+        return replace(plan, decode=(*plan.decode, id))
+    return plan
 
 
 def _legal(plan: Plan, view: View) -> bool:

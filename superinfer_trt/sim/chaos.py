@@ -32,7 +32,7 @@ VOCABULARY = 31
 TURNS_FLAT = 400
 TURNS_PER_TOKEN = 12
 """C9: after healing, everybody ends within TURNS_FLAT + TURNS_PER_TOKEN * (tokens still to be computed, every
-prompt counted once more) turns. The worst of 10,000 worlds needed a fraction of it (docs/reliability.md)."""
+prompt counted once more) turns. docs/reliability.md has how close worlds came to it."""
 
 
 def dice_of(options: ChaosOptions, purpose: str) -> Random:
