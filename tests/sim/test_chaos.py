@@ -66,7 +66,7 @@ def test_fresh_worlds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_worlds_are_worth_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C8: in 150 worlds, or a few more, every legal move is walked; every fault, policy and depth is drawn, and
+    """C8: 150 worlds, or a few more, walk every legal move; every fault, policy and depth is drawn, and
     rotations and evictions abound."""
     walked: set[tuple[Phase, Phase]] = set()
 
