@@ -16,6 +16,8 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.model import ModelConfig, Tokenizer, Weights
 from superinfer_trt.core.ports import Clock, ModelEngine, Outbox, TransferEngine
+from superinfer_trt.core.slo import Slo
+from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.ranks.comm import Comm
@@ -34,6 +36,8 @@ from superinfer_trt.sched.shedding import Shedding
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from superinfer_trt.serve.server import ServerOptions
 
 PATTERN_SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 32, "element_bytes": 2}
 """Small blocks (4 KiB at 16 tokens): the pattern engine is about who owns what, not about bytes."""
@@ -297,3 +301,39 @@ _WORLDS: dict[str, Callable[[Config, Limits, Clock, ExitStack, Comm | None], Wor
     "pattern": _pattern,
     "sim": _sim,
 }
+
+
+def server_options(made: Config) -> ServerOptions:
+    """The part of the configuration that the server wants."""
+    from superinfer_trt.runtime.recording import Recording
+    from superinfer_trt.serve.security import SecurityFiles
+    from superinfer_trt.serve.server import ServerOptions
+
+    service, scheduling = made.service, made.scheduling
+    return ServerOptions(
+        host=service.host,
+        port=service.port,
+        requests_max=service.requests_max,
+        message_bytes_max=service.message_bytes_max,
+        drain_timeout_s=service.drain_timeout_s,
+        reader_timeout_s=service.reader_timeout_s,
+        reflection=service.reflection,
+        security=SecurityFiles(service.tls_cert, service.tls_key, service.tls_client_ca, service.auth_file),
+        metrics_host=service.metrics_host,
+        metrics_port=service.metrics_port,
+        tenants=tuple(made.tenants.named),
+        make_recording=None if made.engine.name == "trtllm" else Recording,  # its turns are in workers
+        facade=service.facade,
+        model_name="" if made.engine.name in ("sim", "pattern") else made.model.name,
+        default_max_tokens=service.max_tokens_default,
+        default_slo=_slo(scheduling.ttft_slo_ms, scheduling.tbt_slo_ms),
+        slo_classes={
+            name: _slo(one.ttft_ms or scheduling.ttft_slo_ms, one.tbt_ms or scheduling.tbt_slo_ms)
+            for name, one in service.slo_classes.items()
+        },
+        seed=made.engine.seed,
+    )
+
+
+def _slo(ttft_ms: float, tbt_ms: float) -> Slo:
+    return Slo(round(ttft_ms * MILLISECOND), round(tbt_ms * MILLISECOND))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from superinfer_trt.core.errors import ConfigError
+from superinfer_trt.serve.executors import Executor, GrpcExecutor, LocalExecutor
 from superinfer_trt.serve.security_client import Target, read_access
 from superinfer_trt.triton.backend import Backend, settings_of
-from superinfer_trt.triton.executor import Executor, GrpcExecutor, LocalExecutor
 from superinfer_trt.triton.repository import EXECUTOR_FILE
 from superinfer_trt.triton.tensors import FACES
 
@@ -78,9 +78,9 @@ async def _local(file: Path) -> Executor:
     """A whole executor in this process, which listens too: the text model beside it, `superinfer-trt bench`
     and health checks reach it there."""
     from superinfer_trt import config
+    from superinfer_trt.build import server_options
     from superinfer_trt.build_llm import build_any_service
-    from superinfer_trt.cli.serve import GIL_SWITCH_S, server_options
-    from superinfer_trt.serve.server import Server
+    from superinfer_trt.serve.server import GIL_SWITCH_S, Server
     from superinfer_trt.serve.streams import StreamOutbox
 
     made = config.load(file)

@@ -17,22 +17,22 @@ import grpc
 
 from superinfer_trt.batch.answer import TokenText
 from superinfer_trt.batch.runner import Executor
+from superinfer_trt.build import server_options
 from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed
-from superinfer_trt.cli.serve import GIL_SWITCH_S, server_options
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ModelError
 from superinfer_trt.core.model import Tokenizer
 from superinfer_trt.serve import stats
 from superinfer_trt.serve.calls import Calls, Ended
+from superinfer_trt.serve.executors import GrpcExecutor, LocalExecutor
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb import trtllm_common_pb2 as common
 from superinfer_trt.serve.pb import trtllm_service_pb2 as trt
 from superinfer_trt.serve.pb.trtllm_service_pb2_grpc import TrtllmServiceStub
 from superinfer_trt.serve.security_client import open_aio_channel
-from superinfer_trt.serve.server import bounds_of
+from superinfer_trt.serve.server import GIL_SWITCH_S, bounds_of
 from superinfer_trt.serve.service import Service
 from superinfer_trt.serve.streams import StreamOutbox
-from superinfer_trt.triton.executor import GrpcExecutor, LocalExecutor
 
 WATCH_PERIOD_S = 0.25
 CONNECT_TIMEOUT_S = 10.0

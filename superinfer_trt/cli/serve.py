@@ -15,20 +15,13 @@ import click
 
 import superinfer_trt
 from superinfer_trt import config
+from superinfer_trt.build import server_options
 from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
-from superinfer_trt.core.slo import Slo
-from superinfer_trt.core.units import MILLISECOND
 from superinfer_trt.ranks.comm import Comm
-from superinfer_trt.runtime.recording import Recording
 from superinfer_trt.serve import logs
-from superinfer_trt.serve.security import SecurityFiles
-from superinfer_trt.serve.server import Server, ServerOptions, run
+from superinfer_trt.serve.server import GIL_SWITCH_S, Server, run
 from superinfer_trt.serve.service import Service
-
-GIL_SWITCH_S = 0.001
-"""While the event loop is busy, each return of the driver from native code waits up to this long for
-the interpreter lock. Python's own 5 ms would be paid several times a turn."""
 
 
 @click.command("serve")
@@ -69,38 +62,6 @@ def _serve(made: Config, comm: Comm | None) -> int:
         fine = asyncio.run(run(make_service, server_options(made), _ready, _draining))
     click.echo("stopped" if fine else "stopped before all requests had finished", err=True)
     return 0 if fine else 1
-
-
-def server_options(made: Config) -> ServerOptions:
-    """The part of the configuration that the server wants."""
-    service, scheduling = made.service, made.scheduling
-    return ServerOptions(
-        host=service.host,
-        port=service.port,
-        requests_max=service.requests_max,
-        message_bytes_max=service.message_bytes_max,
-        drain_timeout_s=service.drain_timeout_s,
-        reader_timeout_s=service.reader_timeout_s,
-        reflection=service.reflection,
-        security=SecurityFiles(service.tls_cert, service.tls_key, service.tls_client_ca, service.auth_file),
-        metrics_host=service.metrics_host,
-        metrics_port=service.metrics_port,
-        tenants=tuple(made.tenants.named),
-        make_recording=None if made.engine.name == "trtllm" else Recording,  # its turns are in workers
-        facade=service.facade,
-        model_name="" if made.engine.name in ("sim", "pattern") else made.model.name,
-        default_max_tokens=service.max_tokens_default,
-        default_slo=_slo(scheduling.ttft_slo_ms, scheduling.tbt_slo_ms),
-        slo_classes={
-            name: _slo(one.ttft_ms or scheduling.ttft_slo_ms, one.tbt_ms or scheduling.tbt_slo_ms)
-            for name, one in service.slo_classes.items()
-        },
-        seed=made.engine.seed,
-    )
-
-
-def _slo(ttft_ms: float, tbt_ms: float) -> Slo:
-    return Slo(round(ttft_ms * MILLISECOND), round(tbt_ms * MILLISECOND))
 
 
 def _ready(server: Server, service: Service) -> None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 FACADE_NAME = trt.DESCRIPTOR.services_by_name["TrtllmService"].full_name
+GIL_SWITCH_S = 0.001
+"""While the event loop is busy, each return of the driver from native code waits up to this long for
+the interpreter lock. Python's own 5 ms would be paid several times a turn."""
 WATCH_PERIOD_S = 0.25
 YOUNG_OBJECTS = 20_000  # made since the last look of the collector of cycles; Python's own is 700
 CUT_GRACE_S = 5.0  # for the executor to end what was cut off

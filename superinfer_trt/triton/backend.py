@@ -19,9 +19,9 @@ import grpc
 from superinfer_trt.core.errors import Refused
 from superinfer_trt.serve.calls import Ended
 from superinfer_trt.serve.errors import WireStatus, status_of
+from superinfer_trt.serve.executors import Executor, field_of
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.triton.answers import Answer, Row
-from superinfer_trt.triton.executor import Executor, field_of
 from superinfer_trt.triton.mapping import Asked, Item, in_tensors, read
 from superinfer_trt.triton.metrics import Metrics
 from superinfer_trt.triton.tensors import Face

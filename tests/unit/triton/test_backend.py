@@ -18,9 +18,9 @@ import pytest
 
 from superinfer_trt.serve.calls import Ended
 from superinfer_trt.serve.errors import WireStatus
+from superinfer_trt.serve.executors import Write
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.triton.backend import Backend, Settings
-from superinfer_trt.triton.executor import Write
 from superinfer_trt.triton.tensors import IDS, LLMAPI, Face
 
 PATIENCE_S = 20.0

@@ -1,4 +1,4 @@
-"""The executor behind a Triton model: one port, and its two implementations.
+"""An executor as a front meets it (a Triton model, a batch): one port, and its two implementations.
 
 `GrpcExecutor` is a client of a running one; `LocalExecutor` is one in the same process. Both live on one
 asyncio loop and raise `Ended` with the same statuses for the same requests.
@@ -32,7 +32,7 @@ CHANNEL_OPTIONS = (
 
 
 class Executor(Protocol):
-    """What a model needs. All calls on the loop that made it."""
+    """What a front needs. All calls on the loop that made it."""
 
     async def generate(self, request: pb.GenerateRequest, write: Write) -> None:
         """Hands every message to `write`; ends the request when its task is cancelled. Raises Ended
