@@ -187,6 +187,7 @@ def main() -> int:
         differ = disagreements(rows, options.agree) if options.agree else []
         if not differ:
             break
+        print(*differ, sep="\n", file=sys.stderr)
     if options.json:
         told = {"benchmark": "clients_triton", "step_ms": options.step_ms, "rows": rows, "differ": differ}
         print(json.dumps(told))
