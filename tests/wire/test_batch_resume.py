@@ -95,24 +95,41 @@ def by_line(output: Path) -> dict[int, bytes]:
     return made
 
 
-def kill_at_random(command: list[str], output: Path, draw: random.Random) -> None:
-    """Starts a run and kills it: while it starts, or a moment after it has begun to write."""
+def kill_at_random(command: list[str], output: Path, draw: random.Random) -> bool:
+    """Starts a run and kills it: while it starts, or a moment after it has begun to write.
+
+    False: the machine was quicker than the moment, and the run had ended by itself.
+    """
     size = output.stat().st_size if output.exists() else 0
     begins = draw.random() < 0.8
     wait_s = draw.uniform(0, 0.12) if begins else draw.uniform(0, 0.8)
     with started(command) as process:
         if begins:
-            wait_for_bytes(output, size + 1, process)
+            wait_for_bytes(
+                output, size + 1, process, done_is_fine=True
+            )  # the last kill may have left nothing
         time.sleep(wait_s)  # the moment is the point
-        assert process.poll() is None, "it had nothing left to do; more lines are needed"
         process.send_signal(signal.SIGKILL)
-        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+        ended = process.wait(PATIENCE_S)
+    assert ended in (-signal.SIGKILL, 3)
+    return ended == -signal.SIGKILL
 
 
-def killed_often(command: list[str], output: Path, seed: str, kills: int) -> None:
+def killed_often(
+    command: list[str], output: Path, seed: str, kills: int, undisturbed: dict[int, bytes]
+) -> None:
+    """Kills so many runs of `command`; whenever the work is done, looks at it and begins anew."""
     draw = random.Random(seed)
-    for _ in range(kills):
-        kill_at_random(command, output, draw)
+    killed = starts = 0
+    while killed < kills:
+        starts += 1
+        assert starts <= 2 * kills, f"only {killed} of {starts} runs were killed; more lines are needed"
+        if not kill_at_random(command, output, draw):
+            assert by_line(output) == undisturbed
+            for made in output.parent.glob(f"{output.name}*"):
+                made.unlink()
+            continue
+        killed += 1
         if output.exists() and draw.random() < 0.5:  # what a kill in the middle of a write would leave
             with output.open("ab") as file:
                 file.write(b'{"id":"batch_req_1","custom_id":"request-3","li')
@@ -123,7 +140,7 @@ def test_killed_often_it_answers_as_if_never_killed(
     source: Path, undisturbed: dict[int, bytes], tmp_path: Path
 ) -> None:
     output = tmp_path / "answers.jsonl"
-    killed_often(batch(source, output, *PATTERN, "--in-flight", "32"), output, "here", KILLS)
+    killed_often(batch(source, output, *PATTERN, "--in-flight", "32"), output, "here", KILLS, undisturbed)
     assert by_line(output) == undisturbed
     code, figures = finished(batch(source, output, *PATTERN))
     assert (code, figures["answered"], figures["done_before"]) == (3, 0, LINES - 1)
@@ -136,7 +153,7 @@ def test_killed_often_over_a_server_it_answers_the_same(
     output = tmp_path / "answers.jsonl"
     with server() as (_, target):
         command = batch(source, output, "--target", target, "--in-flight", "32")
-        killed_often(command, output, "server", KILLS // 2)
+        killed_often(command, output, "server", KILLS // 2, undisturbed)
     assert by_line(output) == undisturbed
 
 
@@ -185,10 +202,14 @@ def test_an_executor_that_stays_away_ends_the_run(source: Path, tmp_path: Path) 
     assert 0 < len(by_line(output)) < LINES - 1
 
 
-def wait_for_bytes(output: Path, size: int, process: subprocess.Popen[str]) -> None:
-    """Until a run has written so much. A file tells nobody that it has grown, so this looks."""
+def wait_for_bytes(
+    output: Path, size: int, process: subprocess.Popen[str], *, done_is_fine: bool = False
+) -> None:
+    """Until a run has written so much, or has ended where that is fine. A file tells nobody that it has grown, so this looks."""
     until = time.monotonic() + PATIENCE_S
     while not (output.exists() and output.stat().st_size >= size):
+        if process.poll() == 3 and done_is_fine:
+            return
         assert process.poll() is None, process.stderr.read() if process.stderr is not None else ""
         assert time.monotonic() < until
         time.sleep(0.002)
