@@ -205,11 +205,15 @@ def test_an_executor_that_stays_away_ends_the_run(source: Path, tmp_path: Path) 
 def wait_for_bytes(
     output: Path, size: int, process: subprocess.Popen[str], *, done_is_fine: bool = False
 ) -> None:
-    """Until a run has written so much, or has ended where that is fine. A file tells nobody that it has grown, so this looks."""
+    """Until a run has written so much, or has done all where that is fine.
+
+    A file tells nobody that it has grown, so this looks.
+    """
     until = time.monotonic() + PATIENCE_S
     while not (output.exists() and output.stat().st_size >= size):
-        if process.poll() == 3 and done_is_fine:
+        code = process.poll()
+        if code == 3 and done_is_fine:
             return
-        assert process.poll() is None, process.stderr.read() if process.stderr is not None else ""
+        assert code is None, process.stderr.read() if process.stderr is not None else ""
         assert time.monotonic() < until
         time.sleep(0.002)
