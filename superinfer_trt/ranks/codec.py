@@ -1,31 +1,40 @@
 """A turn as flat 64-bit words, and back, exactly. Pure.
 
-What goes out every turn is a buffer that MPI sends as it is: a pickle of the same plan takes many times as
-long (benchmarks/ranks.py). What comes once in a request's life is pickled, so that a new field of a
-request is nobody's concern here.
+What goes out is a buffer that MPI sends as it is: a pickle of the same plan takes many times as long
+(benchmarks/ranks.py), and what comes from another machine is not unpickled.
 
     plan     turn, now, a count for each of the eight fields, then their numbers in core.plan.Plan's order;
              a rejection is its id, the bytes of its reason and the reason, padded to words
-    message  kind, words of the plan, cancels, bytes of the requests; then these three
+    request  tokens of the prompt, stop ids, bytes of the tenant; id, arrival, objectives; _INTEGERS of its
+             sampling, _REALS as the bits of doubles; then prompt, stop ids and tenant, padded to words
+    message  kind, words of the plan, cancels, requests; then these three
 """
 
 from __future__ import annotations
 
-import pickle
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import cast
 
 from superinfer_trt.core.plan import Chunk, Plan, Rejection, SyncRun
-from superinfer_trt.core.request import FinishReason, Request
+from superinfer_trt.core.request import FinishReason, Request, Sampling
+from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import RequestId
 
 WORD_BYTES = 8
 _TURN, _STOP = 1, 2
 _REASONS = tuple(FinishReason)
 _HEAD = 10  # words of a plan before its numbers
+_INTEGERS = ("max_tokens", "top_k", "seed", "logprobs", "min_tokens")
+_REALS = (
+    *("temperature", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+_integers, _reals = attrgetter(*_INTEGERS), attrgetter(*_REALS)
+_SIGN = 1 << 63  # a seed is unsigned, a word is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +104,30 @@ def message_words(message: Turn | Stop) -> array[int]:
     if isinstance(message, Stop):
         return array("q", (_STOP, 0, 0, 0))
     plan = plan_words(message.plan)
-    requests = pickle.dumps(tuple(message.requests), pickle.HIGHEST_PROTOCOL) if message.requests else b""
-    words = array("q", (_TURN, len(plan), len(message.cancels), len(requests)))
+    words = array("q", (_TURN, len(plan), len(message.cancels), len(message.requests)))
     words += plan
     words.extend(chain.from_iterable((id, _REASONS.index(reason)) for id, reason in message.cancels))
-    words.extend(_words(requests))
+    for request in message.requests:
+        _append(words, request)
     return words
 
 
+def _append(words: array[int], request: Request) -> None:
+    sampling, tenant = request.sampling, request.tenant.encode("utf-8", "surrogatepass")
+    words.extend((len(request.prompt), len(sampling.stop_ids), len(tenant)))
+    words.extend((request.id, request.arrival, request.slo.ttft, request.slo.tbt))
+    words.extend(number - 2 * _SIGN if number >= _SIGN else number for number in _integers(sampling))
+    words.frombytes(array("d", _reals(sampling)).tobytes())
+    words.extend(request.prompt)
+    words.extend(sorted(sampling.stop_ids))
+    words.extend(_words(tenant))
+
+
 def message_of(words: array[int]) -> Turn | Stop:
-    """The message of `message_words`. The requests in it must come from a rank of this job. Raises
-    ValueError."""
+    """The message of `message_words`. Raises ValueError for anything else."""
     if len(words) < 4 or min(words[1:4]) < 0 or words[0] not in (_TURN, _STOP):
         raise ValueError("not a message of rank 0")
-    kind, plan_length, cancel_count, request_bytes = words[:4]
+    kind, plan_length, cancel_count, request_count = words[:4]
     reader = _Reader(words, 4)
     if kind == _STOP:
         reader.end()
@@ -118,9 +137,10 @@ def message_of(words: array[int]) -> Turn | Stop:
     if any(not 0 <= reason < len(_REASONS) for reason in flat[1::2]):
         raise ValueError("a cancel has no known reason")
     cancels = [(RequestId(id), _REASONS[reason]) for id, reason in zip(flat[::2], flat[1::2], strict=True)]
-    packed = reader.bytes(request_bytes)
+    if request_count > len(words):
+        raise ValueError(f"{request_count} requests in {len(words)} words")
+    requests = tuple(reader.request() for _ in range(request_count))
     reader.end()
-    requests: tuple[Request, ...] = pickle.loads(packed) if packed else ()  # noqa: S301  # from rank 0 of this job
     return Turn(plan, requests, cancels)
 
 
@@ -142,7 +162,7 @@ class _Reader:
 
     def take(self, count: int) -> array[int]:
         at = self._at
-        if count > len(self._words) - at:
+        if not 0 <= count <= len(self._words) - at:
             raise ValueError(f"{count} words wanted, {len(self._words) - at} left")
         self._at = at + count
         return self._words[at : at + count]
@@ -159,12 +179,37 @@ class _Reader:
             raise ValueError(f"{count} bytes")
         return self.take(-(-count // WORD_BYTES)).tobytes()[:count]
 
+    def text(self, length: int) -> str:
+        try:
+            return self.bytes(length).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{length} bytes are no text ({error.reason})") from error
+
     def rejection(self) -> Rejection:
         id, length = self.take(2)
-        try:
-            return Rejection(RequestId(id), self.bytes(length).decode("utf-8", "surrogatepass"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the reason of {id} is no text ({error.reason})") from error
+        return Rejection(RequestId(id), self.text(length))
+
+    def request(self) -> Request:
+        prompt, stop_ids, tenant_bytes = self.take(3)
+        id, arrival, ttft, tbt = self.take(4)
+        max_tokens, top_k, seed, logprobs, min_tokens = self.take(len(_INTEGERS))
+        reals = array("d", self.take(len(_REALS)).tobytes())
+        return Request(
+            id=RequestId(id),
+            prompt=tuple(self.take(prompt)),
+            sampling=Sampling(
+                max_tokens=max_tokens,
+                top_k=top_k,
+                seed=seed % (2 * _SIGN),
+                stop_ids=frozenset(self.take(stop_ids)),
+                logprobs=logprobs,
+                min_tokens=min_tokens,
+                **dict(zip(_REALS, reals, strict=True)),
+            ),
+            slo=Slo(ttft, tbt),
+            arrival=arrival,
+            tenant=self.text(tenant_bytes),
+        )
 
     def end(self) -> None:
         if self._at != len(self._words):

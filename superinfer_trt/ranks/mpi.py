@@ -13,6 +13,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from superinfer_trt.core.errors import ConfigError, SuperInferError
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 HEAD_WORDS = 512
 """Words of a message that go at once; a longer one follows in a second piece."""
+ALARM_BYTES = 4096
+"""Of every alarm, spaces at its end; what is longer is cut."""
 TESTS_A_YIELD = 16
 YIELDS_MAX = 200
 """Tests without a pause: 1 to 2 ms, in which whoever has no core of his own gets this one."""
@@ -111,8 +114,13 @@ class MpiComm:
         self.lost = ""
 
     def texts(self, text: str) -> Sequence[str]:
-        found: list[str] = self._control.allgather(text)
-        return found
+        mine = text.encode("utf-8", "replace")
+        lengths = array("q", bytes(8 * self.ranks))
+        self._control.Allgather(array("q", (len(mine),)), lengths)
+        everybody = bytearray(sum(lengths))
+        self._control.Allgatherv([mine, self._mpi.BYTE], [everybody, lengths.tolist(), self._mpi.BYTE])
+        ends = list(accumulate(lengths))
+        return [everybody[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)]
 
     def least(self, values: array[int]) -> array[int]:
         result = array("q", bytes(8 * len(values)))
@@ -152,9 +160,10 @@ class MpiComm:
         if self.lost:
             return
         self.lost = text
+        said = text.encode("utf-8", "replace")[:ALARM_BYTES].ljust(ALARM_BYTES)
         for other in range(self.ranks):
             if other != self.rank:
-                self._pending.append(self._alarms.isend(text[:4000], other))
+                self._pending.append(self._alarms.Isend([said, self._mpi.BYTE], other))
 
     def finish(self, *, together: bool) -> None:
         """Ends MPI; apart, by ending every process of the job, this one too. Idempotent.
@@ -197,6 +206,8 @@ class MpiComm:
 
     def _listen(self) -> None:
         if not self.lost and self._alarms.Iprobe():
-            self.lost = str(self._alarms.recv())
+            heard = bytearray(ALARM_BYTES)
+            self._alarms.Recv([heard, self._mpi.BYTE])
+            self.lost = heard.decode("utf-8", "replace").rstrip()
         if self.lost:
             raise RankLost(self.lost)

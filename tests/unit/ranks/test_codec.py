@@ -31,11 +31,27 @@ plans = st.builds(
     evict=st.lists(ids).map(tuple),
     reject=st.lists(st.builds(Rejection, ids, st.text())).map(tuple),
 )
+reals = st.floats(allow_nan=False)
+samplings = st.builds(
+    Sampling,
+    max_tokens=counts,
+    temperature=reals,
+    top_k=counts,
+    top_p=reals,
+    seed=st.integers(0, (1 << 64) - 1),
+    stop_ids=st.frozensets(st.integers(0, 1 << 20)),
+    logprobs=counts,
+    min_p=reals,
+    repetition_penalty=reals,
+    presence_penalty=reals,
+    frequency_penalty=reals,
+    min_tokens=counts,
+)
 requests = st.builds(
     Request,
     id=ids,
     prompt=st.lists(st.integers(0, 1 << 20), min_size=1).map(tuple),
-    sampling=st.builds(Sampling, max_tokens=st.integers(1, 99), stop_ids=st.frozensets(st.integers(0, 9))),
+    sampling=samplings,
     slo=st.builds(Slo, counts, counts),
     arrival=counts,
     tenant=st.text(),
@@ -83,7 +99,7 @@ def test_any_words_are_a_plan_or_a_value_error(values: list[int]) -> None:
         assert plan_of(plan_words(plan_of(array("q", values)))) is not None
 
 
-@given(turns.filter(lambda turn: not turn.requests), st.data())
+@given(turns, st.data())
 def test_a_shortened_or_lengthened_message_is_refused(turn: Turn, data: st.DataObject) -> None:
     words = message_words(turn)
     cut = data.draw(st.integers(1, len(words)))
@@ -92,9 +108,23 @@ def test_a_shortened_or_lengthened_message_is_refused(turn: Turn, data: st.DataO
             message_of(wrong)
 
 
-def test_every_field_of_a_plan_is_told() -> None:
+@given(turns, st.data())
+def test_a_damaged_message_is_another_message_or_a_value_error(turn: Turn, data: st.DataObject) -> None:
+    words = message_words(turn)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(words) - 1))
+        words[at] = data.draw(st.one_of(st.integers(-3, 40), counts))
+    with suppress(ValueError):
+        assert isinstance(message_of(words), Turn | Stop)
+
+
+def test_every_field_is_told() -> None:
     """A new one needs its place in the words."""
     told = {
+        Request: "id prompt sampling slo arrival tenant",
+        Slo: "ttft tbt",
+        Sampling: "max_tokens temperature top_k top_p seed stop_ids logprobs min_p repetition_penalty "
+        "presence_penalty frequency_penalty min_tokens",
         Plan: "turn now admit prefill decode rotate_out rotate_in sync evict reject",
         Chunk: "id start length",
         SyncRun: "id first count",
