@@ -53,12 +53,12 @@ def write_tokenizer(folder: Path) -> None:
 
 def serve_letters(tokenizer: Path, flags: list[str]) -> None:
     """`superinfer-trt serve` whose modelled engine, which knows no text by itself, has this tokenizer."""
-    from superinfer_trt import build
+    from superinfer_trt.build import service
     from superinfer_trt.cli.main import main as command_line
     from superinfer_trt.model.folder import folder_tokenizer
 
-    open_world = build.open_world
-    build.open_world = lambda *given: dataclasses.replace(
+    open_world = service.open_world
+    service.open_world = lambda *given: dataclasses.replace(
         open_world(*given), tokenizer=folder_tokenizer(tokenizer)
     )
     sys.argv[1:] = ["serve", *flags]

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from superinfer_trt.build_sim import Setup, build_world
+from superinfer_trt.build.sim import Setup, build_world
 from superinfer_trt.core.step import Copy, Direction
 from superinfer_trt.core.units import Ticket
 from superinfer_trt.sim.arrivals import Arrivals

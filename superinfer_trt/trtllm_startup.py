@@ -27,7 +27,7 @@ def start() -> bool:
     from superinfer_trt.trtllm.hook import on_import, wrap_start_worker
 
     def rotate(executor: object) -> None:
-        from superinfer_trt.build_trtllm import install_from_file
+        from superinfer_trt.build.trtllm import install_from_file
 
         install_from_file(executor, path)
 

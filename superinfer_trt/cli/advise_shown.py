@@ -60,7 +60,7 @@ def configuration(advice: Advice) -> dict[str, Any] | None:
 
 
 def _depth(advice: Advice) -> int:
-    from superinfer_trt.build_sim import SYNCHRONOUS
+    from superinfer_trt.build.sim import SYNCHRONOUS
 
     if advice.job.depth is not None:
         return advice.job.depth

@@ -107,7 +107,7 @@ def batch(
         if target is not None:
             opening = partial(remote, target)
         else:
-            from superinfer_trt.build_llm import service_maker
+            from superinfer_trt.build.llm import service_maker
 
             opening = partial(in_process, service_maker(made, stack), made)
         settings = {"seed": made.engine.seed, "created": created, "aliases": sorted(set(aliases))}

@@ -17,7 +17,7 @@ import grpc
 
 from superinfer_trt.batch.answer import TokenText
 from superinfer_trt.batch.runner import Executor
-from superinfer_trt.build import server_options
+from superinfer_trt.build.service import server_options
 from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ModelError

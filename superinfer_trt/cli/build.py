@@ -169,7 +169,7 @@ def trtllm(
     Needs no TensorRT-LLM. What an option's own limits are is TensorRT-LLM's business, at start.
     """
     from superinfer_trt import config
-    from superinfer_trt.build_llm import read_options
+    from superinfer_trt.build.llm import read_options
     from superinfer_trt.trtllm.llm_options import base_arguments, check_options, complete_options
 
     options = read_options(base)

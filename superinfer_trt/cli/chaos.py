@@ -29,7 +29,7 @@ def chaos(*, seed: int, worlds: int | None, seconds: float | None, keep_going: b
 
     Example: superinfer-trt chaos --seed 7 --seconds 120
     """
-    from superinfer_trt.build_chaos import run_seed
+    from superinfer_trt.build.chaos import run_seed
 
     if worlds is None and seconds is None:
         worlds = 1

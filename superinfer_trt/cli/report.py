@@ -50,7 +50,7 @@ def report(*, runs: tuple[Path, ...], output: Path, metrics: str | None) -> int:
 
 def policy_defaults() -> dict[str, Knobs]:
     """Of each policy the parameters it has without any given, and the engine it comes from."""
-    from superinfer_trt.build_sim import COPIES, SYNCHRONOUS
+    from superinfer_trt.build.sim import COPIES, SYNCHRONOUS
     from superinfer_trt.sched.registry import POLICIES
 
     return {

@@ -15,7 +15,7 @@ import click
 
 import superinfer_trt
 from superinfer_trt import config
-from superinfer_trt.build import server_options
+from superinfer_trt.build.service import server_options
 from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.ranks.comm import Comm
@@ -43,7 +43,7 @@ def serve(
     logs.configure(made.service.log_level, made.service.log_format, sys.stderr)
     if made.engine.tp == 1 or made.engine.name == "trtllm":
         return _serve(made, None)
-    from superinfer_trt.build_ranks import follow, open_ranks
+    from superinfer_trt.build.ranks import follow, open_ranks
 
     with open_ranks(made) as comm:
         if comm.rank == 0:
@@ -55,7 +55,7 @@ def serve(
 
 def _serve(made: Config, comm: Comm | None) -> int:
     """One service, of this process or led from here."""
-    from superinfer_trt.build_llm import service_maker
+    from superinfer_trt.build.llm import service_maker
 
     with ExitStack() as stack:
         make_service = service_maker(made, stack, comm)

@@ -227,7 +227,7 @@ def _rare_collections() -> Iterator[None]:
 
 def build_job(job: Job, *, traced: bool = False) -> tuple[Any, Any, int]:
     """(world, items, rows left out) of a job, ready to run. Raises ConfigError."""
-    from superinfer_trt.build_sim import build_world
+    from superinfer_trt.build.sim import build_world
 
     setup, items, dropped = prepare(job)
     return build_world(setup, items, job.trace, traced=traced), items, dropped
@@ -235,7 +235,7 @@ def build_job(job: Job, *, traced: bool = False) -> tuple[Any, Any, int]:
 
 def prepare(job: Job) -> tuple[Any, Any, int]:
     """(setup, items, rows left out) of a job. Raises ConfigError."""
-    from superinfer_trt.build_sim import Setup
+    from superinfer_trt.build.sim import Setup
     from superinfer_trt.core.slo import Slo
     from superinfer_trt.core.units import MILLISECOND, SECOND
     from superinfer_trt.sim.arrivals import Arrivals

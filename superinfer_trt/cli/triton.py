@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from superinfer_trt import config
-from superinfer_trt.build_triton import FACE, IN_PROCESS, MODE, PROXY, TARGET, TLS_CA, TOKEN_FILE
+from superinfer_trt.build.triton import FACE, IN_PROCESS, MODE, PROXY, TARGET, TLS_CA, TOKEN_FILE
 from superinfer_trt.cli.options import config_options, flags_of
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ConfigError

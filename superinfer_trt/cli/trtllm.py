@@ -53,7 +53,7 @@ def enable(*, settings: Path) -> None:
 
     Writes one line into the environment's site-packages; it does nothing unless the variable it names is set.
     """
-    from superinfer_trt.build_trtllm import read_settings, rotating_policy
+    from superinfer_trt.build.trtllm import read_settings, rotating_policy
     from superinfer_trt.trtllm_startup import VARIABLE, startup_file
 
     rotating_policy(read_settings(settings))

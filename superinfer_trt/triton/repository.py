@@ -18,7 +18,7 @@ EXECUTOR_FILE = "executor.yaml"
 _MODEL = f'''{MARK}
 """The model is in the package; what it is set to is in config.pbtxt."""
 
-from superinfer_trt.build_triton import TritonPythonModel
+from superinfer_trt.build.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

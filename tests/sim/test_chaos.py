@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from superinfer_trt.build_chaos import ChaosReport, options_of, run_seed
+from superinfer_trt.build.chaos import ChaosReport, options_of, run_seed
 from superinfer_trt.core.phase import LEGAL, Phase, check_move
 from superinfer_trt.sched.registry import POLICIES
 from superinfer_trt.sim.faults import Faults

@@ -16,7 +16,7 @@ from props.test_ledger_canaries import (
     trusts_failed_copies,
     warms_up_too_early,
 )
-from superinfer_trt.build_chaos import drawn_policy, run_seed
+from superinfer_trt.build.chaos import drawn_policy, run_seed
 from superinfer_trt.core.outcome import TokenEvent
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.plan import Chunk, Plan

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from superinfer_trt.build_sim import Built, Setup, build_world
+from superinfer_trt.build.sim import Built, Setup, build_world
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.slo import Slo

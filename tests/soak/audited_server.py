@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from superinfer_trt import config
-from superinfer_trt.build import Service, server_options
-from superinfer_trt.build_llm import service_maker
+from superinfer_trt.build.llm import service_maker
+from superinfer_trt.build.service import Service, server_options
 from superinfer_trt.cli.serve import _draining, _ready
 from superinfer_trt.core.outcome import Totals
 from superinfer_trt.core.ports import Ledger

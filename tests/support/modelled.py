@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 
-from superinfer_trt import build, config
+from superinfer_trt import config
+from superinfer_trt.build.service import Service, build_service
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.server import Server, ServerOptions
 from superinfer_trt.serve.streams import StreamOutbox
@@ -34,7 +35,7 @@ class Modelled:
     """A server, what it serves, and a client."""
 
     server: Server
-    service: build.Service
+    service: Service
     stub: Any
 
 
@@ -42,7 +43,7 @@ class Modelled:
 async def modelled(flags: Mapping[str, object] | None = None, **options: Any) -> AsyncIterator[Modelled]:
     """On a free port, until the end of the block. `options`: of ServerOptions."""
     outbox = StreamOutbox(asyncio.get_running_loop())
-    service = build.build_service(config.load(None, {**FLAGS, **(flags or {})}), outbox)
+    service = build_service(config.load(None, {**FLAGS, **(flags or {})}), outbox)
     server = Server(service, outbox, ServerOptions(**options))
     try:
         await server.start()

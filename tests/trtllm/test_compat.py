@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from superinfer_trt.build_trtllm import Link, RotationSettings, install
+from superinfer_trt.build.trtllm import Link, RotationSettings, install
 from superinfer_trt.cli import main as command
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.trtllm.compat import PYEXECUTOR, open_package, require

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superinfer_trt.build_trtllm import Link, RotationSettings, install_from_file, read_settings
+from superinfer_trt.build.trtllm import Link, RotationSettings, install_from_file, read_settings
 from superinfer_trt.cli import main as command
 from superinfer_trt.core.errors import ConfigError, Refused
 from superinfer_trt.core.slo import Slo

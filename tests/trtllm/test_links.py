@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from superinfer_trt.build_trtllm import Link, RotationSettings, cuda_link, install
+from superinfer_trt.build.trtllm import Link, RotationSettings, cuda_link, install
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.step import CopyDone
 from superinfer_trt.core.units import Ticket

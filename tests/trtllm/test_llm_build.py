@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from superinfer_trt.build import build_service
-from superinfer_trt.build_llm import build_any_service, open_llm, service_maker, settings_of
-from superinfer_trt.build_trtllm import RotationSettings, read_settings
+from superinfer_trt.build.llm import build_any_service, open_llm, service_maker, settings_of
+from superinfer_trt.build.service import build_service
+from superinfer_trt.build.trtllm import RotationSettings, read_settings
 from superinfer_trt.cli import main as command
 from superinfer_trt.config import Config, load
 from superinfer_trt.core.errors import ConfigError, EngineFailed, ModelError

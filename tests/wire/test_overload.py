@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from superinfer_trt import build, config
+from superinfer_trt import config
+from superinfer_trt.build.service import Service, build_service
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
@@ -29,7 +30,7 @@ RETRY = "superinfer-retry-after-ms"
 @dataclass
 class Wire:
     server: Server
-    service: build.Service
+    service: Service
     stub: Any
 
 
@@ -50,7 +51,7 @@ async def serving(step_ms: float = 2.0, **flags: object) -> AsyncIterator[Wire]:
         "pools.hbm_blocks": 256,
     }
     outbox = StreamOutbox(asyncio.get_running_loop())
-    service = build.build_service(config.load(None, {**fixed, **named}), outbox)
+    service = build_service(config.load(None, {**fixed, **named}), outbox)
     server = Server(service, outbox, ServerOptions())
     try:
         await server.start()

@@ -16,7 +16,8 @@ from typing import Any
 import grpc
 import pytest
 
-from superinfer_trt import build, config
+from superinfer_trt import config
+from superinfer_trt.build.service import Service, build_service
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.sched.registry import POLICIES
 from superinfer_trt.serve.pb import executor_pb2 as pb
@@ -37,7 +38,7 @@ class Wire:
     """A server over a service from the composition root."""
 
     server: Server
-    service: build.Service
+    service: Service
     stub: Any
 
 
@@ -54,7 +55,7 @@ async def serving(policy: str, hbm_blocks: int, dram_blocks: int, depth: int) ->
         "pools.block_tokens": BLOCK_TOKENS,
     }
     outbox = StreamOutbox(asyncio.get_running_loop())
-    service = build.build_service(config.load(None, flags), outbox)
+    service = build_service(config.load(None, flags), outbox)
     server = Server(service, outbox, ServerOptions())
     try:
         await server.start()
@@ -69,7 +70,7 @@ async def serving(policy: str, hbm_blocks: int, dram_blocks: int, depth: int) ->
         await asyncio.to_thread(service.close)
 
 
-def check_nothing_left(service: build.Service) -> None:
+def check_nothing_left(service: Service) -> None:
     """Every slot of both tiers is free, and every accepted request has ended once (C1, C2, C3)."""
     now, totals = service.executor.snapshot(), service.executor.totals
     assert (now.device_free, now.host_free) == (now.device_total, now.host_total)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from superinfer_trt.build_triton import TOKEN_FILE, executor_maker
+from superinfer_trt.build.triton import TOKEN_FILE, executor_maker
 from superinfer_trt.cli.main import run as command_run
 from superinfer_trt.serve import server as server_module
 from superinfer_trt.serve.calls import Ended

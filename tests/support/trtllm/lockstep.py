@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from types import SimpleNamespace
 
-from superinfer_trt.build_trtllm import Link, RotationSettings, install
+from superinfer_trt.build.trtllm import Link, RotationSettings, install
 from superinfer_trt.core.forecast import StepForecast
 from superinfer_trt.core.geometry import Geometry
 from superinfer_trt.core.outcome import Outcome, Sampled

@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from superinfer_trt.build_trtllm import Link, RotationSettings, install
+from superinfer_trt.build.trtllm import Link, RotationSettings, install
 from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.ports import Policy
 from superinfer_trt.core.units import MILLISECOND, Ticket

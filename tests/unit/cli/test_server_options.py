@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from superinfer_trt import config
-from superinfer_trt.build import server_options
+from superinfer_trt.build.service import server_options
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from superinfer_trt import config
-from superinfer_trt.build import policy_of, quotas_of
+from superinfer_trt.build.service import policy_of, quotas_of
 from superinfer_trt.config import load
 from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.core.request import Request, Sampling

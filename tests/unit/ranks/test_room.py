@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from superinfer_trt.build import build_service
+from superinfer_trt.build.service import build_service
 from superinfer_trt.config import load
 from superinfer_trt.core.errors import ConfigError, SuperInferError
 from superinfer_trt.ranks.comm import Comm, RankLost

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from superinfer_trt.build_sim import Setup, build_world
+from superinfer_trt.build.sim import Setup, build_world
 from superinfer_trt.core.errors import ConfigError, InvariantViolation
 from superinfer_trt.core.request import Sampling
 from superinfer_trt.core.step import Batch, Row

@@ -78,8 +78,8 @@ async def _local(file: Path) -> Executor:
     """A whole executor in this process, which listens too: the text model beside it, `superinfer-trt bench`
     and health checks reach it there."""
     from superinfer_trt import config
-    from superinfer_trt.build import server_options
-    from superinfer_trt.build_llm import build_any_service
+    from superinfer_trt.build.llm import build_any_service
+    from superinfer_trt.build.service import server_options
     from superinfer_trt.serve.server import GIL_SWITCH_S, Server
     from superinfer_trt.serve.streams import StreamOutbox
 

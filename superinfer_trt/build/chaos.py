@@ -1,5 +1,5 @@
-"""The composition root of chaotic worlds: production executor, ledger, policies, doors and link wrappers; a
-cell engine and a modelled link under them (sim.cells).
+"""How a chaotic world is put together: production executor, ledger, policies, doors and link wrappers; a cell
+engine and a modelled link under them (sim.cells).
 
 Tests hand in a policy or a ledger that is broken on purpose. Knows no command line.
 """

@@ -1,4 +1,4 @@
-"""The composition root of simulations: a setup becomes a world of production parts and modelled ones.
+"""How a simulation is put together: a setup becomes a world of production parts and modelled ones.
 
 Everything the executor meets is what serves, but for clock, link and engine. Knows no file format.
 """
@@ -180,7 +180,7 @@ class Telling:
 
 
 def _limits(setup: Setup, *, rotates: bool) -> Limits:
-    """A policy that never rotates gets no DRAM pool, as in build.limits_of."""
+    """A policy that never rotates gets no DRAM pool, as in build.service.limits_of."""
     if setup.depth not in (None, 1, 2):
         raise ConfigError(f"depth: {setup.depth}; expected 1 or 2")
     for name in ("block_tokens", "step_tokens", "seats"):

@@ -1,11 +1,11 @@
-"""How tensor parallel ranks are put together: rank 0 is a service (`build`), the others follow it."""
+"""How tensor parallel ranks are put together: rank 0 is a service (`build.service`), the others follow it."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, ExitStack
 
-from superinfer_trt.build import limits_of, open_world, policy_of
+from superinfer_trt.build.service import limits_of, open_world, policy_of
 from superinfer_trt.config import Config, dump
 from superinfer_trt.core.errors import SuperInferError
 from superinfer_trt.kv.ledger import KvLedger

@@ -1,4 +1,4 @@
-"""The composition root: Config -> a running service. The only module that knows every part.
+"""Config -> a running service of an embedded engine, with all its parts.
 
 Heavy libraries are imported by the parts that need them, so a service without a model loads none.
 """
@@ -81,7 +81,7 @@ class World:
 
 def build_service(config: Config, outbox: Outbox, comm: Comm | None = None) -> Service:
     """Opens the model, takes the pools, starts the driver. Raises ConfigError, ModelError. Of the embedded
-    engines; `build_llm` makes a service of any. `comm`: this is rank 0 of several (`build_ranks`)."""
+    engines; `build.llm` makes a service of any. `comm`: this is rank 0 of several (`build.ranks`)."""
     if config.engine.name not in _WORLDS:
         raise ConfigError(f"engine.name: {config.engine.name} is not embedded; here: {', '.join(_WORLDS)}")
     ranks = 1 if comm is None else comm.ranks

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from superinfer_trt.build_trtllm import RotationSettings, rotating_policy
+from superinfer_trt.build.trtllm import RotationSettings, rotating_policy
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ConfigError, EngineFailed, ModelError, SuperInferError
 from superinfer_trt.core.model import ModelConfig, Tokenizer
@@ -59,13 +59,13 @@ ServiceMaker = Callable[[Outbox], Service]
 
 def service_maker(config: Config, stack: ExitStack, comm: Comm | None = None) -> ServiceMaker:
     """Outbox -> running service, of any engine. What is slow and wants no event loop around it happens here;
-    `stack` frees it, should no service be made. `comm`: this is rank 0 of several (build_ranks). Raises
+    `stack` frees it, should no service be made. `comm`: this is rank 0 of several (build.ranks). Raises
     ConfigError, EngineFailed, ModelError."""
     if config.engine.name == "trtllm":
         opened = open_llm(config)
         stack.callback(opened.close)
         return opened.serve
-    from superinfer_trt.build import build_service
+    from superinfer_trt.build.service import build_service
 
     return partial(build_service, config, comm=comm)
 
@@ -89,7 +89,7 @@ class OpenLlm:
 
     def serve(self, outbox: Outbox) -> TrtllmExecutor:
         """The running service. Raises EngineFailed when the worker cannot generate."""
-        from superinfer_trt.build import quotas_of
+        from superinfer_trt.build.service import quotas_of
 
         made = TrtllmExecutor(
             self.calls,
@@ -186,7 +186,7 @@ def _tell_unused(config: Config) -> None:
 
 
 def write_settings(settings: RotationSettings, path: Path) -> Path:
-    """As the file that workers read (`build_trtllm.read_settings`)."""
+    """As the file that workers read (`build.trtllm.read_settings`)."""
     values: dict[str, object] = {
         "policy": settings.policy,
         "parameters": dict(settings.parameters),
