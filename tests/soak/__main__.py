@@ -55,7 +55,7 @@ WORLDS = {
             "engine": {
                 "name": "sim",
                 "step_cost": {
-                    "base_ns": 6e6,
+                    "base_ns": 8e6,
                     "row_ns": 5e4,
                     "prefill_token_ns": 2e4,
                     "context_token_ns": 0.0,
@@ -182,6 +182,7 @@ def verdict(
         "offered_rps": round(capacity * options.times, 1),
         "wall_s": round(wall_s),
         "sent": counts.sent,
+        "unsent": counts.unsent,
         "accepted": sum(counts.accepted.values()),
         "ended": dict(sum_by_reason(counts.ended)),
         "left": counts.left,

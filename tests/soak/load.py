@@ -25,6 +25,9 @@ KINDS = {"whole": 80, "slow": 5, "abort": 5, "leave": 5, "invalid": 5}
 LEAVERS = "leavers"
 TENANTS = ("red", "green", "blue")
 PATIENCE_S = 240.0
+LIVE_MAX = 2_000
+"""Open calls of the open loop, several times what the server takes: clients and server share two cores, and a
+crowd that neither can even refuse is another test (tests/wire/test_limits.py)."""
 LONG_SHARE = 0.1
 """Of the pool; the others make six tokens at most, and wait behind these where nobody is rotated."""
 
@@ -41,7 +44,8 @@ class Job:
 
 @dataclass
 class Counts:
-    """What the clients know. `ended`: by (tenant, finish reason); `tokens` by tenant."""
+    """What the clients know. `ended`: by (tenant, finish reason); `tokens` by tenant; `unsent`: came due while
+    LIVE_MAX were open."""
 
     sent: int = 0
     accepted: Counter[str] = field(default_factory=Counter)
@@ -49,6 +53,7 @@ class Counts:
     refused: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     left: int = 0
+    unsent: int = 0
     stuck: int = 0
     wrong: list[str] = field(default_factory=list)
     """What no client may ever see; the first hundred."""
@@ -115,7 +120,7 @@ class Clients:
         return rate
 
     async def open(self, rate: float, seconds: float) -> None:
-        """Poisson arrivals, `rate` a second, whatever the answers do; then waits for the last."""
+        """Poisson arrivals, `rate` a second, whatever the answers do up to LIVE_MAX; then waits for the last."""
         due = time.monotonic()
         until, tasks = due + seconds, set()
         while due < until:
@@ -123,8 +128,11 @@ class Clients:
             late = time.monotonic() - due
             if late < 0:
                 await asyncio.sleep(-late)
-            elif self._names % 64 == 0:
+            else:
                 await asyncio.sleep(0)  # behind: the answers are to be read all the same
+            if self.live >= LIVE_MAX:
+                self.counts.unsent += 1
+                continue
             self.lag_s_max = max(self.lag_s_max, late)
             task = asyncio.create_task(self._next())
             tasks.add(task)
