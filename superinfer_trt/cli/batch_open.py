@@ -18,7 +18,7 @@ import grpc
 from superinfer_trt.batch.answer import TokenText
 from superinfer_trt.batch.runner import Executor
 from superinfer_trt.build.service import server_options
-from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed
+from superinfer_trt.cli.client import call_failed
 from superinfer_trt.config import Config
 from superinfer_trt.core.errors import ModelError
 from superinfer_trt.core.model import Tokenizer
@@ -96,7 +96,7 @@ async def remote(target: str) -> AsyncIterator[Opened]:
     executor = GrpcExecutor(target)
     try:
         info = await _info(executor, target)
-        async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
+        async with open_aio_channel(target) as channel:
             stub: Any = TrtllmServiceStub(channel)  # type: ignore[no-untyped-call]
             try:
                 names = frozenset({info.model, await _model_id(stub)} if info.model else ())
@@ -112,7 +112,7 @@ async def remote(target: str) -> AsyncIterator[Opened]:
 
 async def _info(executor: GrpcExecutor, target: str) -> pb.GetModelInfoResponse:
     """Waits for one that is starting."""
-    async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
+    async with open_aio_channel(target) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
         except asyncio.TimeoutError:

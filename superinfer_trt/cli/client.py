@@ -15,13 +15,6 @@ from superinfer_trt.serve.security_client import Target, read_access
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # the target is what was said, whatever the environment says
-    ("grpc.enable_retries", 0),  # a retried request would be measured, and billed, twice
-]
-
-
 _FILE: dict[str, Any] = {"type": click.Path(path_type=Path, dir_okay=False), "default": None}
 _ACCESS: dict[str, tuple[str, dict[str, Any], str]] = {
     "tls": ("--tls", {"is_flag": True}, "TLS; public authorities vouch for the server."),

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import grpc
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.demo_view import Watcher, print_comparison
 from superinfer_trt.cli.load import run_load
 from superinfer_trt.cli.load_api import Answer
@@ -28,6 +26,7 @@ from superinfer_trt.cli.load_requests import Workload, due_times, schedule, synt
 from superinfer_trt.core.attainment import attainment
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.serve.security_client import open_channel
 from superinfer_trt.sim.arrivals import Arrivals
 
 SUBJECTS = (
@@ -219,7 +218,7 @@ def server(arguments: list[str]) -> Iterator[str]:
 
 
 def _ask(target: str) -> tuple[pb.GetModelInfoResponse, pb.Stats]:
-    with grpc.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    with open_channel(target) as channel:
         stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
         info: pb.GetModelInfoResponse = stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)
         return info, stub.GetStats(pb.GetStatsRequest(), timeout=10).stats

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.load_api import Answer
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
+from superinfer_trt.serve.security_client import open_channel
 
 PERIOD_MS = 250
 PLAIN_EVERY = 8  # without a terminal, one line for so many messages
@@ -27,7 +27,7 @@ class Watcher:
         self._name, self._clients, self._quiet = name, clients, quiet
         self._done = 0
         self._console = Console(stderr=True)
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(target)
         stub = ExecutorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._stream = stub.WatchStats(pb.WatchStatsRequest(period_ms=PERIOD_MS))
         self._thread = threading.Thread(target=self._follow, daemon=True)

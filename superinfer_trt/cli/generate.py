@@ -10,7 +10,6 @@ import grpc
 from google.protobuf import json_format
 
 from superinfer_trt.cli.client import (
-    CHANNEL_OPTIONS,
     base_request,
     call_failed,
     reason_name,
@@ -56,7 +55,7 @@ def generate(
     logprobs: list[pb.TokenLogprobs] = []
     ending: pb.Ending | None = None
     try:
-        with open_channel(target, CHANNEL_OPTIONS) as channel:
+        with open_channel(target) as channel:
             stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
             for response in stub.Generate(request, timeout=timeout_s):
                 ids += response.delta.token_ids

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import click
 import grpc
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS
 from superinfer_trt.cli.load_api import EXECUTOR, Answer, Api, Job
 from superinfer_trt.core.attainment import percentile
 from superinfer_trt.core.units import MILLISECOND, SECOND, Nanos
@@ -72,7 +71,7 @@ async def run_load(
 ) -> Ran:
     """Sends all jobs and waits for their ends. `concurrency`: a closed loop of so many callers."""
     loop = asyncio.get_running_loop()
-    async with open_aio_channel(target, CHANNEL_OPTIONS) as channel:
+    async with open_aio_channel(target) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
         except asyncio.TimeoutError:

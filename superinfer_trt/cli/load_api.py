@@ -14,7 +14,7 @@ from typing import Any
 import click
 import grpc
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed
+from superinfer_trt.cli.client import call_failed
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, Nanos
 from superinfer_trt.serve.objectives import TBT_METADATA, TENANT_METADATA, TTFT_METADATA
@@ -182,7 +182,7 @@ def ask(target: str, api: Api) -> tuple[pb.GetModelInfoResponse, pb.Stats | None
     Raises CallFailed.
     """
     try:
-        with open_channel(target, CHANNEL_OPTIONS) as channel:
+        with open_channel(target) as channel:
             try:
                 stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
                 info: pb.GetModelInfoResponse = stub.GetModelInfo(

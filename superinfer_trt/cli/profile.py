@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import grpc
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed, target_option
+from superinfer_trt.cli.client import call_failed, target_option
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.security_client import open_channel
@@ -31,7 +31,7 @@ def profile(*, target: str, seconds: float, output: Path) -> int:
         raise click.BadParameter(f"{output.parent} is no folder", param_hint="--output")
     part = output.with_name(output.name + ".part")
     try:
-        with open_channel(target, CHANNEL_OPTIONS) as channel, part.open("wb") as file:
+        with open_channel(target) as channel, part.open("wb") as file:
             stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
             for message in stub.Profile(pb.ProfileRequest(duration_ms=max(1, round(seconds * 1000)))):
                 file.write(message.chunk)

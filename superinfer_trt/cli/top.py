@@ -10,7 +10,7 @@ import grpc
 from rich.console import Console
 from rich.live import Live
 
-from superinfer_trt.cli.client import CHANNEL_OPTIONS, call_failed, target_option
+from superinfer_trt.cli.client import call_failed, target_option
 from superinfer_trt.cli.top_view import as_json, frame, line
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
@@ -32,7 +32,7 @@ def top(*, target: str, period_ms: int, once: bool, wants_json: bool) -> int:
 
     Without a terminal it prints one line a frame. Ends with the server, or on Ctrl-C.
     """
-    with open_channel(target, CHANNEL_OPTIONS) as channel:
+    with open_channel(target) as channel:
         stub = ExecutorServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
             info = stub.GetModelInfo(pb.GetModelInfoRequest())

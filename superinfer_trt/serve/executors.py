@@ -21,11 +21,7 @@ from superinfer_trt.serve.pb.executor_pb2_grpc import ExecutorServiceStub
 from superinfer_trt.serve.security_client import open_aio_channel
 
 Write = Callable[[pb.GenerateResponse], None]
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
+RECONNECTING = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # an executor that comes back is found again at once
 )
@@ -55,7 +51,7 @@ class GrpcExecutor:
     when the executor was away."""
 
     def __init__(self, target: str, timeout_s: float = 2.0) -> None:
-        self._channel = open_aio_channel(target, CHANNEL_OPTIONS)
+        self._channel = open_aio_channel(target, RECONNECTING)
         self._stub: Any = ExecutorServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 

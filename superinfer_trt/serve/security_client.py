@@ -18,6 +18,11 @@ from superinfer_trt.core.errors import ConfigError
 from superinfer_trt.serve.security import AUTHORIZATION, FILE_BYTES_MAX, TOKEN_CHARS_MAX
 
 Options = Sequence[tuple[str, Any]]
+_OPTIONS: Options = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # the target is what was said, whatever the environment says
+    ("grpc.enable_retries", 0),  # a retried request would be measured, and billed, twice
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,9 @@ def read_access(
     return made if token_file is None else replace(made, token=_token(token_file))
 
 
-def open_channel(target: str, options: Options) -> grpc.Channel:
-    """Connects when it is first used."""
-    access = _access(target)
+def open_channel(target: str, options: Options = ()) -> grpc.Channel:
+    """Connects when it is first used. `options`: more than those of every client of ours."""
+    access, options = _access(target), (*_OPTIONS, *options)
     if access.tls:
         return grpc.secure_channel(target, _credentials(access), options=options)
     channel = grpc.insecure_channel(target, options=options)
@@ -86,9 +91,9 @@ def open_channel(target: str, options: Options) -> grpc.Channel:
     return grpc.intercept_channel(channel, _Bearer(access.token))
 
 
-def open_aio_channel(target: str, options: Options) -> grpc.aio.Channel:
+def open_aio_channel(target: str, options: Options = ()) -> grpc.aio.Channel:
     """The same for asyncio."""
-    access = _access(target)
+    access, options = _access(target), (*_OPTIONS, *options)
     if access.tls:
         return grpc.aio.secure_channel(target, _credentials(access), options=options)
     bearers: Any = [_AioUnary(access.token), _AioStream(access.token)] if access.token else None
