@@ -3,8 +3,8 @@
 The server runs in a process of its own with an auditor (`audited_server`), its metrics endpoint open and HBM
 for a part of the requests, so that they rotate. First each request of a pool runs alone; then a closed loop
 measures the capacity; then requests of all kinds arrive at --times of it (`load`). Exit code 1 if anything is
-not as it must be: an invariant, a request without an end, a token that is not what the request gave alone, a count
-in which server and clients differ, blocks that are not free at the end, memory that grows.
+not as it must be: an invariant, a request without an end, a token that is not what the request gave alone, a
+count in which server and clients differ, blocks that are not free at the end, memory that grows.
 
     PYTHONPATH=.:tests python -m soak --engine sim --minutes 60 --log soak-sim.jsonl
 """
@@ -237,8 +237,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
     figures = soak(parse())
-    print(json.dumps(figures, indent=1))
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 1 if figures["wrong"] else 0
 
 

@@ -32,8 +32,8 @@ AGE_MAX_S = 300.0
 
 
 class Auditor:
-    """core.ports.Observer: after each turn accepted = live + ended (C3), and nobody is older than AGE_MAX_S (C9);
-    after every sixteenth `KvLedger.audit` (C1, C2, C5). Plans and moves are checked by the executor itself (C7, C8)."""
+    """core.ports.Observer: after each turn accepted = live + ended (C3), and nobody is older than AGE_MAX_S
+    (C9); after every sixteenth `KvLedger.audit` (C1, C2, C5). Plans and moves are checked by the executor."""
 
     def __init__(self, totals: Totals, ledger: Ledger) -> None:
         self._totals, self._ledger = totals, ledger

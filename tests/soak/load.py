@@ -1,4 +1,4 @@
-"""The clients of a soak: requests of all kinds from a seed, each compared with what it gave when it was alone.
+"""The clients of a soak: requests of all kinds from a seed, each compared with what it gave when alone.
 
 Counts are kept by tenant, so that they can be compared with the server's own exactly: those who leave in the
 middle are a tenant of their own, since nobody can say how far the server got before it noticed.
@@ -16,11 +16,12 @@ from typing import Any
 
 import grpc
 
+from superinfer_trt.core.errors import RefusalCode
 from superinfer_trt.serve.errors import CODE_TRAILER
 from superinfer_trt.serve.pb import executor_pb2 as pb
 
 KINDS = {"whole": 80, "slow": 5, "abort": 5, "leave": 5, "invalid": 5}
-"""In 100 requests. slow: reads late; abort: ended by its id after the first message; leave: the call is cut."""
+"""In 100 requests. slow: reads late; abort: ended by its id behind the first message; leave: call is cut."""
 
 LEAVERS = "leavers"
 TENANTS = ("red", "green", "blue")
@@ -28,10 +29,11 @@ PATIENCE_S = 240.0
 LIVE_MAX = 2_000
 """Open calls of the open loop, several times what the server takes: clients and server share two cores, and a
 crowd that neither can even refuse is another test (tests/wire/test_limits.py)."""
-LONG_SHARE = 0.1
-"""Of the pool; the others make six tokens at most, and wait behind these where nobody is rotated."""
+LONG_EVERY = 10
+"""One in so many of the pool; the others make six tokens at most, and wait behind these."""
 
 SLOW_READ_S = 0.02
+REFUSALS = frozenset(code.value for code in RefusalCode)
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Job:
 
 @dataclass
 class Counts:
-    """What the clients know. `ended`: by (tenant, finish reason); `tokens` by tenant; `unsent`: came due while
+    """What the clients know. `ended`: by (tenant, finish reason); `tokens` by tenant; `unsent`: due while
     LIVE_MAX were open."""
 
     sent: int = 0
@@ -66,11 +68,11 @@ class Counts:
 def pool(seed: int, count: int, prompt_tokens_max: int, tokens_max: int, vocabulary: int) -> list[Job]:
     """Greedy and sampled requests with seeds, some with ids to stop at."""
     dice, jobs = random.Random(seed), []
-    for _ in range(count):
+    for number in range(count):
         message = pb.GenerateRequest()
         tokens = dice.randint(1, prompt_tokens_max)
         message.token_ids.ids.extend(dice.randrange(vocabulary) for _ in range(tokens))
-        long = dice.random() < LONG_SHARE
+        long = number % LONG_EVERY == 0
         message.sampling.max_tokens = (
             dice.randint(tokens_max // 2, tokens_max) if long else dice.randint(1, 6)
         )
@@ -104,7 +106,7 @@ class Clients:
             job.alone = await self._one("whole", job, TENANTS[0])
 
     async def closed(self, callers: int, seconds: float) -> float:
-        """So many callers, each one request after the other; returns requests/s that ended in the second half."""
+        """So many callers, each one request after the other; requests/s that ended in the second half."""
         until = time.monotonic() + seconds
 
         async def caller() -> None:
@@ -120,7 +122,7 @@ class Clients:
         return rate
 
     async def open(self, rate: float, seconds: float) -> None:
-        """Poisson arrivals, `rate` a second, whatever the answers do up to LIVE_MAX; then waits for the last."""
+        """Poisson arrivals, `rate` a second, whatever the answers do up to LIVE_MAX; waits for the last."""
         due = time.monotonic()
         until, tasks = due + seconds, set()
         while due < until:
@@ -162,8 +164,6 @@ class Clients:
         call, ids = stub.Generate(message), list[int]()
         try:
             await asyncio.wait_for(self._read(kind, call, message, ids), PATIENCE_S)
-        except grpc.aio.AioRpcError as error:
-            self._failed(message, error)
         except asyncio.TimeoutError:
             counts.stuck += 1
             counts.saw(f"{message.request_id}: no end in {PATIENCE_S} s")
@@ -176,48 +176,54 @@ class Clients:
         return ids
 
     async def _read(self, kind: str, call: Any, message: pb.GenerateRequest, ids: list[int]) -> None:
-        counts, tenant = self.counts, message.tenant
-        await call.initial_metadata()
+        """Reads to the end of the call, or as far as this kind of client does."""
         ending: pb.Ending | None = None
-        while (response := await call.read()) is not grpc.aio.EOF:
-            if not ids and response.delta.token_ids:
-                if kind == "abort":
-                    await self._stubs[0].Abort(pb.AbortRequest(request_id=message.request_id))
-                elif kind == "leave":
-                    call.cancel()
-                    counts.accepted[tenant] += 1
-                    counts.left += 1
-                    return
-            if response.delta.token_ids and response.delta.first_index != len(ids):
-                counts.saw(f"{message.request_id}: token {response.delta.first_index} after {len(ids)}")
-            ids += response.delta.token_ids
-            if response.HasField("ending"):
-                ending = response.ending
-                counts.accepted[tenant] += 1
-                counts.ended[tenant, pb.FinishReason.Name(ending.finish_reason)] += 1
-                if ending.usage.output_tokens != len(ids):
-                    counts.saw(f"{message.request_id}: {ending.usage.output_tokens} told, {len(ids)} came")
-            if kind == "slow":
-                await asyncio.sleep(SLOW_READ_S)
-        code = await call.code()
-        if code is not grpc.StatusCode.OK:  # `read` gives EOF for every status
-            trailers = dict(await call.trailing_metadata() or ())
-            if ending is None:
-                self._refused(kind, message, code, str(trailers.get(CODE_TRAILER, code.name)))
-            elif ending.finish_reason != pb.FINISH_REASON_REJECTED:
-                counts.saw(f"{message.request_id}: {code.name} {await call.details()}")
-        elif ending is None:
-            counts.saw(f"{message.request_id}: OK without an ending")
-
-    def _refused(self, kind: str, message: pb.GenerateRequest, code: grpc.StatusCode, refusal: str) -> None:
-        self.counts.refused[refusal] += 1
-        wanted = {"invalid"} if kind == "invalid" else {"queue_full", "quota"}
-        if refusal not in wanted and not (kind == "invalid" and refusal == "queue_full"):
-            self.counts.saw(f"{message.request_id}: {code.name} ({refusal})")
-
-    def _failed(self, message: pb.GenerateRequest, error: grpc.aio.AioRpcError) -> None:
-        refusal = dict(error.trailing_metadata() or ()).get(CODE_TRAILER)  # type: ignore[arg-type]
-        if refusal is not None:
-            self.counts.refused[str(refusal)] += 1
+        try:
+            while (response := await call.read()) is not grpc.aio.EOF:
+                if not ids and response.delta.token_ids:
+                    if kind == "abort":
+                        await self._stubs[0].Abort(pb.AbortRequest(request_id=message.request_id))
+                    elif kind == "leave":
+                        call.cancel()
+                        self.counts.accepted[message.tenant] += 1
+                        self.counts.left += 1
+                        return
+                self._take(response, message, ids)
+                if response.HasField("ending"):
+                    ending = response.ending
+                if kind == "slow":
+                    await asyncio.sleep(SLOW_READ_S)
+        except grpc.aio.AioRpcError as error:
+            self._failed(kind, message, ending, error)
         else:
+            if ending is None:
+                self.counts.saw(f"{message.request_id}: OK without an ending")
+
+    def _take(self, response: pb.GenerateResponse, message: pb.GenerateRequest, ids: list[int]) -> None:
+        counts, name = self.counts, message.request_id
+        if response.delta.token_ids and response.delta.first_index != len(ids):
+            counts.saw(f"{name}: token {response.delta.first_index} after {len(ids)}")
+        ids += response.delta.token_ids
+        if response.HasField("ending"):
+            ending = response.ending
+            counts.accepted[message.tenant] += 1
+            counts.ended[message.tenant, pb.FinishReason.Name(ending.finish_reason)] += 1
+            if ending.usage.output_tokens != len(ids):
+                counts.saw(f"{name}: {ending.usage.output_tokens} told, {len(ids)} came")
+
+    def _failed(
+        self,
+        kind: str,
+        message: pb.GenerateRequest,
+        ending: pb.Ending | None,
+        error: grpc.aio.AioRpcError,
+    ) -> None:
+        """A status that is not OK: of a refusal, or behind the ending of what the policy rejected."""
+        if ending is not None and ending.finish_reason == pb.FINISH_REASON_REJECTED:
+            return
+        refusal = str(dict(error.trailing_metadata() or ()).get(CODE_TRAILER))  # type: ignore[arg-type]
+        expected = {"queue_full", "invalid"} if kind == "invalid" else {"queue_full"}
+        if ending is None and refusal in REFUSALS:
+            self.counts.refused[refusal] += 1
+        if ending is not None or refusal not in expected:
             self.counts.saw(f"{message.request_id}: {error.code().name} {error.details()}")

@@ -17,6 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from soak.load import LEAVERS, Clients, Counts
 
+Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+"""Samples by name and sorted labels."""
+
 WARM_UP_SHARE = 0.25
 """Of a run: pools, caches and arenas of the allocator grow to their size in it."""
 
@@ -92,8 +95,8 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     )
 
 
-def read_metrics(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample of a Prometheus endpoint by name and sorted labels."""
+def read_metrics(url: str) -> Metrics:
+    """Every sample of a Prometheus endpoint."""
     with urllib.request.urlopen(url, timeout=30) as answer:
         text = answer.read().decode()
     return {
@@ -103,9 +106,7 @@ def read_metrics(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     }
 
 
-def by(
-    metrics: dict[tuple[str, tuple[tuple[str, str], ...]], float], name: str, *labels: str
-) -> Counter[object]:
+def by(metrics: Metrics, name: str, *labels: str) -> Counter[object]:
     """The samples of one name, added up by these labels; without any by the empty string."""
     found: Counter[object] = Counter()
     for (one, at), number in metrics.items():
@@ -115,8 +116,8 @@ def by(
     return found
 
 
-def compare(counts: Counts, metrics: dict[tuple[str, tuple[tuple[str, str], ...]], float]) -> list[str]:
-    """Where the server's count and the clients' are not the same; tenants but the leavers to the last token."""
+def compare(counts: Counts, metrics: Metrics) -> list[str]:
+    """Where the server's count and the clients' differ; of all tenants but the leavers to the last token."""
     wrong = []
 
     def same(what: str, server: object, clients: object) -> None:
