@@ -20,7 +20,7 @@ from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import SECOND, Nanos, RequestId
 from superinfer_trt.serve.errors import STATUS_OF_ENDING, WireStatus, retry_trailer, status_of
 from superinfer_trt.serve.logs import log_ending, log_refusal
-from superinfer_trt.serve.mapping import Accepted, Bounds, accept, text_chars
+from superinfer_trt.serve.mapping import Bounds, accept, text_chars
 from superinfer_trt.serve.output import Output
 from superinfer_trt.serve.pb import executor_pb2 as pb
 from superinfer_trt.serve.security import ANY_TENANT
@@ -191,9 +191,17 @@ class Calls:
         return name, live
 
     async def _generate(self, name: str, live: _Live, message: pb.GenerateRequest, front: Front) -> None:
-        accepted = await self._accept(message, live.id)
-        stream = self._submit(accepted)
-        output = Output(accepted, self.service.tokenizer)
+        arrival, tokenizer = self.service.clock.now(), self.service.tokenizer
+        if text_chars(message) <= INLINE_CHARS_MAX:
+            accepted = accept(message, id=live.id, arrival=arrival, bounds=self.bounds, tokenizer=tokenizer)
+        else:
+            accepted = await asyncio.to_thread(
+                accept, message, id=live.id, arrival=arrival, bounds=self.bounds, tokenizer=tokenizer
+            )
+        stream = self._outbox.open(live.id)
+        self.service.inbox.submit(accepted.request)
+        self.tally.accepted(accepted.request, accepted.name)  # its events come in a later turn of the loop
+        output = Output(accepted, tokenizer)
         await front.accepted(name)
         try:
             await self._pump(live, stream, output, front)
@@ -203,23 +211,6 @@ class Calls:
             why = "the reader took nothing for too long"
             raise Ended(WireStatus(grpc.StatusCode.ABORTED, why)) from None
         self._check(output)
-
-    async def _accept(self, message: pb.GenerateRequest, id: RequestId) -> Accepted:
-        def mapped() -> Accepted:
-            return accept(
-                message, id=id, arrival=arrival, bounds=self.bounds, tokenizer=self.service.tokenizer
-            )
-
-        arrival = self.service.clock.now()
-        if text_chars(message) <= INLINE_CHARS_MAX:
-            return mapped()
-        return await asyncio.to_thread(mapped)
-
-    def _submit(self, accepted: Accepted) -> Stream:
-        stream = self._outbox.open(accepted.request.id)
-        self.service.inbox.submit(accepted.request)
-        self.tally.accepted(accepted.request, accepted.name)  # its events come in a later turn of the loop
-        return stream
 
     async def _pump(self, live: _Live, stream: Stream, output: Output, front: Front) -> None:
         """Events to messages until the ending. A slow reader waits in `write`; its events pile up."""

@@ -7,8 +7,9 @@ nothing else for any message. Thread-safe (a long text is mapped off the event l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from superinfer_trt.core.errors import RefusalCode, Refused
 from superinfer_trt.core.model import Tokenizer
@@ -52,11 +53,18 @@ class Bounds:
     model_stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     supports: frozenset[str] = OPTIONAL_SAMPLING
+    stop_ids: frozenset[int] = field(init=False)  # the model's, as far as the engine knows them
+    request_tokens_max: int = field(init=False)  # prompt and output together
 
-    @property
-    def request_tokens_max(self) -> int:
-        """Prompt and output tokens of one request at most."""
-        return min(self.context_tokens_max, self.pool_tokens_max)
+    def __post_init__(self) -> None:
+        known = frozenset(token for token in self.model_stop_ids if token < self.vocabulary)
+        object.__setattr__(self, "stop_ids", known)
+        object.__setattr__(self, "request_tokens_max", min(self.context_tokens_max, self.pool_tokens_max))
+
+
+_Given = Mapping[str, Any]
+"""What a caller has set of pb.Sampling, by name: three of the fifteen fields or so, and to read one that is
+not set costs as much as to read one that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +87,13 @@ def accept(
     """The request in `message`. Raises Refused, naming the field and the limit."""
     name = _name(message.request_id, "request_id", REQUEST_ID_CHARS_MAX) or f"#{id}"
     tenant = _name(message.tenant, "tenant", TENANT_CHARS_MAX)
-    slo = slo_of(message.slo, bounds.default_slo)
-    stop = _stop_strings(message.sampling, tokenizer)
-    _check_sampling(message.sampling, bounds)
+    slo = slo_of(message.slo, bounds.default_slo) if message.HasField("slo") else bounds.default_slo
+    given = {field.name: value for field, value in message.sampling.ListFields()}
+    stop = _stop_strings(given["stop"], tokenizer) if "stop" in given else ()
+    _check_sampling(given, bounds)
     source, prompt = _prompt(message, bounds, tokenizer)
-    max_tokens = _max_tokens(message.sampling, source, len(prompt), bounds)
-    sampling = _sampling(message.sampling, max_tokens, id, bounds)
+    max_tokens = _max_tokens(given, source, len(prompt), bounds)
+    sampling = _sampling(given, max_tokens, id, bounds)
     return Accepted(Request(id, prompt, sampling, slo, arrival, tenant), name, stop)
 
 
@@ -124,6 +133,8 @@ def _invalid(name: str, message: str) -> Refused:
 
 
 def _name(value: str, name: str, chars_max: int) -> str:
+    if not value:
+        return value
     if len(value) > chars_max:
         raise _refuse(
             RefusalCode.TOO_LARGE, name, f"has {len(value)} characters; at most {chars_max} are allowed"
@@ -144,33 +155,40 @@ def _prompt(
 ) -> tuple[str, tuple[int, ...]]:
     """(name of the field, token ids); never empty."""
     kind = message.WhichOneof("prompt")
+    if kind == "token_ids":
+        return kind, _token_ids(message.token_ids.ids, bounds)
     if kind is None:
         raise _invalid("prompt", "one of text, chat and token_ids is required")
-    if kind == "token_ids":
-        ids: Iterable[int] = message.token_ids.ids
-        count = len(message.token_ids.ids)
-        _check_prompt_tokens("token_ids", count, bounds)
-        prompt = tuple(ids)
-        if prompt and max(prompt) >= bounds.vocabulary:
-            at = next(i for i, token in enumerate(prompt) if token >= bounds.vocabulary)
-            raise _invalid(
-                "token_ids",
-                f"id {prompt[at]} at place {at} is not below the vocabulary of {bounds.vocabulary}",
-            )
-    elif tokenizer is None:
+    if tokenizer is None:
         raise _refuse(RefusalCode.UNSUPPORTED, kind, "this engine has no tokenizer; send token_ids instead")
-    elif kind == "text":
-        prompt = tuple(_encode(message.text, tokenizer))
-    else:
-        prompt = tuple(_render(message.chat, tokenizer))
+    made = _encode(message.text, tokenizer) if kind == "text" else _render(message.chat, tokenizer)
+    prompt = tuple(made)
     if not prompt:
-        raise _invalid(kind, "the prompt is empty; at least 1 token is required")
+        raise _empty(kind)
     _check_prompt_tokens(kind, len(prompt), bounds)
     if min(prompt) < 0 or max(prompt) >= bounds.vocabulary:
         raise _invalid(
             kind, f"the tokenizer made an id outside the engine's vocabulary of {bounds.vocabulary}"
         )
     return kind, prompt
+
+
+def _token_ids(ids: Sequence[int], bounds: Bounds) -> tuple[int, ...]:
+    """They are unsigned on the wire."""
+    _check_prompt_tokens("token_ids", len(ids), bounds)  # before they are copied
+    prompt = tuple(ids)
+    if not prompt:
+        raise _empty("token_ids")
+    if max(prompt) >= bounds.vocabulary:
+        at = next(i for i, token in enumerate(prompt) if token >= bounds.vocabulary)
+        raise _invalid(
+            "token_ids", f"id {prompt[at]} at place {at} is not below the vocabulary of {bounds.vocabulary}"
+        )
+    return prompt
+
+
+def _empty(kind: str) -> Refused:
+    return _invalid(kind, "the prompt is empty; at least 1 token is required")
 
 
 def _check_prompt_tokens(name: str, count: int, bounds: Bounds) -> None:
@@ -188,7 +206,7 @@ def _check_prompt_tokens(name: str, count: int, bounds: Bounds) -> None:
 
 def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     if not text:
-        raise _invalid("text", "the prompt is empty; at least 1 token is required")
+        raise _empty("text")
     _check_chars("text", len(text))
     try:
         return tokenizer.encode(text)
@@ -228,20 +246,18 @@ def _check_chars(name: str, count: int) -> None:
         )
 
 
-def _stop_strings(message: pb.Sampling, tokenizer: Tokenizer | None) -> tuple[str, ...]:
-    if not message.stop:
-        return ()
+def _stop_strings(stop: Sequence[str], tokenizer: Tokenizer | None) -> tuple[str, ...]:
     if tokenizer is None:
         raise _refuse(
             RefusalCode.UNSUPPORTED, "sampling.stop", "this engine has no tokenizer; use stop_token_ids"
         )
-    if len(message.stop) > STOP_STRINGS_MAX:
+    if len(stop) > STOP_STRINGS_MAX:
         raise _refuse(
             RefusalCode.TOO_LARGE,
             "sampling.stop",
-            f"has {len(message.stop)} strings; at most {STOP_STRINGS_MAX} are allowed",
+            f"has {len(stop)} strings; at most {STOP_STRINGS_MAX} are allowed",
         )
-    for at, text in enumerate(message.stop):
+    for at, text in enumerate(stop):
         if not text:
             raise _invalid(f"sampling.stop[{at}]", "is empty; it would stop everything")
         if len(text) > STOP_STRING_CHARS_MAX:
@@ -250,107 +266,106 @@ def _stop_strings(message: pb.Sampling, tokenizer: Tokenizer | None) -> tuple[st
                 f"sampling.stop[{at}]",
                 f"has {len(text)} characters; at most {STOP_STRING_CHARS_MAX} are allowed",
             )
-    return tuple(dict.fromkeys(message.stop))
+    return tuple(dict.fromkeys(stop))
 
 
-def _check_sampling(message: pb.Sampling, bounds: Bounds) -> None:
-    if not (0 <= message.temperature <= TEMPERATURE_MAX):  # false for NaN too
+def _check_sampling(given: _Given, bounds: Bounds) -> None:
+    if "temperature" in given and not (0 <= given["temperature"] <= TEMPERATURE_MAX):  # false for NaN too
         raise _invalid(
-            "sampling.temperature", f"must be 0 to {TEMPERATURE_MAX:.0f}, not {message.temperature}"
+            "sampling.temperature", f"must be 0 to {TEMPERATURE_MAX:.0f}, not {given['temperature']}"
         )
-    if message.HasField("top_p") and not (0 < message.top_p <= 1):
-        raise _invalid("sampling.top_p", f"must be above 0 and at most 1, not {message.top_p}")
-    _check_optional(message, bounds)
-    if len(message.stop_token_ids) > STOP_IDS_MAX:
+    if "top_p" in given and not (0 < given["top_p"] <= 1):
+        raise _invalid("sampling.top_p", f"must be above 0 and at most 1, not {given['top_p']}")
+    if not OPTIONAL_SAMPLING.isdisjoint(given):
+        _check_optional(given, bounds)
+    if "stop_token_ids" in given:
+        _check_stop_ids(given["stop_token_ids"], bounds)
+    if "logprobs" in given and given["logprobs"] > min(LOGPROBS_MAX, bounds.vocabulary):
+        raise _invalid(
+            "sampling.logprobs",
+            f"must be at most {min(LOGPROBS_MAX, bounds.vocabulary)}, not {given['logprobs']}",
+        )
+
+
+def _check_stop_ids(stop_ids: Sequence[int], bounds: Bounds) -> None:
+    if len(stop_ids) > STOP_IDS_MAX:
         raise _refuse(
             RefusalCode.TOO_LARGE,
             "sampling.stop_token_ids",
-            f"has {len(message.stop_token_ids)} ids; at most {STOP_IDS_MAX} are allowed",
+            f"has {len(stop_ids)} ids; at most {STOP_IDS_MAX} are allowed",
         )
-    for at, token in enumerate(message.stop_token_ids):
+    for at, token in enumerate(stop_ids):
         if token >= bounds.vocabulary:
             raise _invalid(
                 f"sampling.stop_token_ids[{at}]",
                 f"{token} is not below the vocabulary of {bounds.vocabulary}",
             )
-    if message.HasField("logprobs") and message.logprobs > min(LOGPROBS_MAX, bounds.vocabulary):
-        raise _invalid(
-            "sampling.logprobs",
-            f"must be at most {min(LOGPROBS_MAX, bounds.vocabulary)}, not {message.logprobs}",
-        )
 
 
-def _check_optional(message: pb.Sampling, bounds: Bounds) -> None:
+def _check_optional(given: _Given, bounds: Bounds) -> None:
     """What not every engine can do; a value that changes nothing is always taken."""
-    if not (0 <= message.min_p <= 1):  # false for NaN too
-        raise _invalid("sampling.min_p", f"must be 0 to 1, not {message.min_p}")
-    repetition = _repetition(message)
+    min_p = given.get("min_p", 0.0)
+    if not (0 <= min_p <= 1):  # false for NaN too
+        raise _invalid("sampling.min_p", f"must be 0 to 1, not {min_p}")
+    repetition = given.get("repetition_penalty", 1.0)
     if not (0 < repetition <= REPETITION_MAX):
         raise _invalid(
             "sampling.repetition_penalty",
             f"must be above 0 and at most {REPETITION_MAX:.0f}, not {repetition}",
         )
-    for name, value in (("presence", message.presence_penalty), ("frequency", message.frequency_penalty)):
+    for name in ("presence_penalty", "frequency_penalty"):
+        value = given.get(name, 0.0)
         if not (-PENALTY_MAX <= value <= PENALTY_MAX):
             raise _invalid(
-                f"sampling.{name}_penalty", f"must be -{PENALTY_MAX:.0f} to {PENALTY_MAX:.0f}, not {value}"
+                f"sampling.{name}", f"must be -{PENALTY_MAX:.0f} to {PENALTY_MAX:.0f}, not {value}"
             )
-    asked = (
-        ("min_p", message.min_p > 0),
-        ("repetition_penalty", repetition != 1),
-        ("presence_penalty", message.presence_penalty != 0),
-        ("frequency_penalty", message.frequency_penalty != 0),
-        ("min_tokens", message.min_tokens > 0),
-    )
-    for name, is_asked in asked:
-        if is_asked and name not in bounds.supports:
+    for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"):
+        neutral = 1 if name == "repetition_penalty" else 0
+        if given.get(name, neutral) != neutral and name not in bounds.supports:
             raise _refuse(RefusalCode.UNSUPPORTED, f"sampling.{name}", "this engine cannot do it")
 
 
-def _repetition(message: pb.Sampling) -> float:
-    return message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
-
-
-def _max_tokens(message: pb.Sampling, source: str, prompt_tokens: int, bounds: Bounds) -> int:
+def _max_tokens(given: _Given, source: str, prompt_tokens: int, bounds: Bounds) -> int:
     """Output tokens; `source` is the prompt's field, already known to leave room for one."""
     room = bounds.request_tokens_max - prompt_tokens
-    if not message.HasField("max_tokens"):
+    if "max_tokens" not in given:
         return min(bounds.default_max_tokens, room)
-    if message.max_tokens == 0:
+    max_tokens: int = given["max_tokens"]
+    if max_tokens == 0:
         raise _invalid("sampling.max_tokens", "must be 1 or more, not 0")
-    if message.max_tokens > room:
+    if max_tokens > room:
         pool = bounds.pool_tokens_max < bounds.context_tokens_max
         why = "the HBM pool" if pool else "the model's context"
         raise _refuse(
             RefusalCode.TOO_LARGE,
             "sampling.max_tokens",
-            f"{prompt_tokens} prompt tokens ({source}) + {message.max_tokens} do not fit the "
+            f"{prompt_tokens} prompt tokens ({source}) + {max_tokens} do not fit the "
             f"{bounds.request_tokens_max} tokens of {why}",
         )
-    return message.max_tokens
+    return max_tokens
 
 
-def _sampling(message: pb.Sampling, max_tokens: int, id: RequestId, bounds: Bounds) -> Sampling:
-    stop_ids = frozenset(message.stop_token_ids)
-    if not message.ignore_eos:
-        stop_ids |= {token for token in bounds.model_stop_ids if token < bounds.vocabulary}
-    if message.min_tokens > max_tokens:
-        raise _invalid(
-            "sampling.min_tokens", f"must be at most max_tokens ({max_tokens}), not {message.min_tokens}"
-        )
-    if message.min_tokens and len(stop_ids) >= bounds.vocabulary:
+def _sampling(given: _Given, max_tokens: int, id: RequestId, bounds: Bounds) -> Sampling:
+    stop_ids = frozenset[int]() if given.get("ignore_eos") else bounds.stop_ids
+    if "stop_token_ids" in given:
+        stop_ids = stop_ids.union(given["stop_token_ids"])
+    min_tokens = given.get("min_tokens", 0)
+    if min_tokens > max_tokens:
+        raise _invalid("sampling.min_tokens", f"must be at most max_tokens ({max_tokens}), not {min_tokens}")
+    if min_tokens and len(stop_ids) >= bounds.vocabulary:
         raise _invalid("sampling.min_tokens", "every token is a stop id, so none could be made")
+    temperature, top_k = given.get("temperature", 0.0), given.get("top_k", 0)
     return Sampling(
         max_tokens=max_tokens,
-        temperature=message.temperature if message.temperature >= TEMPERATURE_MIN else 0.0,
-        top_k=0 if message.top_k >= bounds.vocabulary else message.top_k,
-        top_p=message.top_p if message.HasField("top_p") else 1.0,
-        seed=message.seed if message.HasField("seed") else seed_of(bounds.seed, id),
+        temperature=temperature if temperature >= TEMPERATURE_MIN else 0.0,
+        top_k=top_k if top_k < bounds.vocabulary else 0,
+        top_p=given.get("top_p", 1.0),
+        seed=given["seed"] if "seed" in given else seed_of(bounds.seed, id),
         stop_ids=stop_ids,
-        logprobs=message.logprobs if message.HasField("logprobs") else -1,
-        min_p=message.min_p,
-        repetition_penalty=_repetition(message),
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        min_tokens=message.min_tokens,
+        logprobs=given.get("logprobs", -1),
+        min_p=given.get("min_p", 0.0),
+        repetition_penalty=given.get("repetition_penalty", 1.0),
+        presence_penalty=given.get("presence_penalty", 0.0),
+        frequency_penalty=given.get("frequency_penalty", 0.0),
+        min_tokens=min_tokens,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from superinfer_trt.core.model import Tokenizer
+from superinfer_trt.core.model import TextStream, Tokenizer
 from superinfer_trt.core.outcome import Ending, Sampled, TokenEvent
 from superinfer_trt.core.request import FinishReason
 from superinfer_trt.core.units import MILLISECOND, Nanos
@@ -22,6 +22,7 @@ _REASON = {
     FinishReason.REJECTED: pb.FINISH_REASON_REJECTED,
     FinishReason.FAILED: pb.FINISH_REASON_FAILED,
 }
+_NO_STOPS = StopMatcher(())  # keeps nothing, so that all requests without stop strings can share it
 
 
 class Output:
@@ -32,13 +33,14 @@ class Output:
     """
 
     def __init__(self, accepted: Accepted, tokenizer: Tokenizer | None) -> None:
+        sampling = accepted.request.sampling
         self._name = accepted.name
-        self._stop_ids = accepted.request.sampling.stop_ids
-        self._min_tokens = accepted.request.sampling.min_tokens
-        self._wants_logprobs = accepted.request.sampling.logprobs >= 0
+        self._stop_ids = sampling.stop_ids
+        self._min_tokens = sampling.min_tokens
+        self._wants_logprobs = sampling.logprobs >= 0
         self._text = tokenizer.stream() if tokenizer is not None else None
         self._stops = bool(accepted.stop)
-        self._matcher = StopMatcher(accepted.stop)
+        self._matcher = StopMatcher(accepted.stop) if accepted.stop else _NO_STOPS
         self._sent = 0
         self._last_token = -1
         self.ending: FinishReason | None = None
@@ -72,9 +74,9 @@ class Output:
                 ended = event
         if ids:
             self._last_token = ids[-1]
-        if ended is not None and not self.stopped:
-            texts.append(self._rest())
-        text = "".join(texts)
+        if ended is not None and text_stream is not None and matcher.matched is None:
+            texts.append(self._rest(text_stream))
+        text = "".join(texts) if texts else ""
         if not ids and not text and ended is None:
             return None
         response = pb.GenerateResponse()
@@ -86,15 +88,14 @@ class Output:
                 delta.text = text
             if logprobs:
                 delta.logprobs.extend(logprobs)
-        if ended is not None and ended.ending is not None:
+        if ended is not None:
+            assert ended.ending is not None
             self._end(response.ending, ended.ending, ended.now)
         return response
 
-    def _rest(self) -> str:
+    def _rest(self, text: TextStream) -> str:
         """Text that waited for more, now that no more comes; a stop string may end in it."""
-        rest = ""
-        if self._text is not None:
-            rest = self._matcher.push(self._text.finish(), armed=self._armed)
+        rest = self._matcher.push(text.finish(), armed=self._armed)
         return rest if self.stopped else rest + self._matcher.finish()
 
     @property
@@ -108,8 +109,9 @@ class Output:
         message.request_id = self._name
         message.finish_reason = _REASON[self.ending]
         message.message = ending.message
-        message.usage.prompt_tokens = ending.prompt_tokens
-        message.usage.output_tokens = self._sent
+        usage = message.usage
+        usage.prompt_tokens = ending.prompt_tokens
+        usage.output_tokens = self._sent
         message.rotations = ending.rotations
         message.evictions = ending.evictions
         if matched is not None:
