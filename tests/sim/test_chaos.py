@@ -22,7 +22,7 @@ from superinfer_trt.sched.registry import POLICIES
 from superinfer_trt.sim.faults import Faults
 
 FAILED_SEEDS = Path(__file__).with_name("failed_seeds.txt")
-BOX_S = 25.0
+BOX_S = 120.0
 WORLDS_MIN = 20
 """A box on a machine that is busy elsewhere still shows something."""
 
