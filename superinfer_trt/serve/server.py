@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -127,10 +127,11 @@ class Server:
 
     async def start(self) -> None:
         """Listens and answers. Raises ConfigError when the port is taken."""
-        add_ExecutorServiceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        methods = _Methods(self._server)
+        add_ExecutorServiceServicer_to_server(self._servicer, methods)  # type: ignore[no-untyped-call]
         if self._facade is not None:
-            add_TrtllmServiceServicer_to_server(self._facade, self._server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+            add_TrtllmServiceServicer_to_server(self._facade, methods)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
         if self._options.reflection:
             names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -297,6 +298,20 @@ async def run(
     finally:
         await server.stop()
         await asyncio.to_thread(service.close)
+
+
+class _Methods:
+    """The server as generated code sees it: methods are found by their names when a call comes.
+
+    That code would register each one as well. grpc.aio then waits for the next call of each of them, and goes
+    through all that it waits for, 17 with the facade, at every call: 7 us, and more where the cache is cold.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """They are among the generic ones."""
 
 
 class _Signals:
