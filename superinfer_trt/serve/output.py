@@ -32,6 +32,19 @@ class Output:
     behind a matched stop string, made before the executor heard of it, are dropped.
     """
 
+    __slots__ = (
+        "_last_token",
+        "_matcher",
+        "_min_tokens",
+        "_name",
+        "_sent",
+        "_stop_ids",
+        "_stops",
+        "_text",
+        "_wants_logprobs",
+        "ending",
+    )
+
     def __init__(self, accepted: Accepted, tokenizer: Tokenizer | None) -> None:
         sampling = accepted.request.sampling
         self._name = accepted.name

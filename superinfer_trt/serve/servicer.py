@@ -139,9 +139,13 @@ class Servicer(ExecutorServiceServicer):
 class _Front:
     """calls.Front over one gRPC call."""
 
+    __slots__ = ("_context", "write")
+
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
         self.write = context.write
 
     async def accepted(self, name: str) -> None:
+        """A write of its own, the dearest part of a request: grpc.aio lets no message carry metadata, and the
+        proto promises that it comes at once."""
         await self._context.send_initial_metadata(((REQUEST_ID_HEADER, name),))
