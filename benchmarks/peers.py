@@ -104,6 +104,7 @@ def vllm_engine(model: str, threads: int) -> Generate:
     """The engine's own loop in this process, bf16, from a Hugging Face folder."""
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "4",
+        "OMP_NUM_THREADS": str(threads),  # it would keep one of two for itself
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "HF_HUB_OFFLINE": "1",
