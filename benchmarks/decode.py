@@ -3,7 +3,8 @@
 
 Prints a table, or with --json one line. With --reference transformers runs the same shapes in the same
 process afterwards (extra `equiv`), and the ratios are of this one run. The model is SmolLM2-135M's shape
-with random weights: speed does not depend on their values.
+with random weights; with --quantised they are those of a file with 4 bits a weight in groups of 32 (Q4_1),
+which steps of few rows read packed. Otherwise speed does not depend on their values.
 
 decode   median step at a constant batch, contexts from --context on, greedy
 prefill  one prompt of --prompt tokens, then eight of them in one step
@@ -45,14 +46,17 @@ SMOLLM2 = ModelConfig(
     tied_embedding=True,
 )
 BLOCK_TOKENS = 16
+DENSE_PARAMETERS = 134_479_872  # of its matrices, all of which a step reads
+GROUP = 32
 
 
 class RandomWeights:
     """Small random tensors of a config's shapes, made when asked for."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, quantised: bool) -> None:
         self.config = config
         self._rng = np.random.default_rng(0)
+        self._quantised = quantised
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         c = self.config
@@ -69,7 +73,17 @@ class RandomWeights:
         columns = {"o_proj": c.heads * c.head_dim, "down_proj": c.intermediate}.get(
             name.split(".")[-2], c.hidden
         )
+        if self._quantised:
+            return self._in_steps(rows, columns)
         return self._rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(0.02)
+
+    def _in_steps(self, rows: int, columns: int) -> NDArray[np.float32]:
+        codes = self._rng.integers(0, 16, (rows, columns // GROUP, GROUP)).astype(np.float32)
+        codes[..., 0], codes[..., 1] = 0, 15  # each group uses its ends, as a file's do
+        steps = self._rng.uniform(0.002, 0.004, (rows, columns // GROUP, 1)).astype(np.float16)
+        least = (steps * -8).astype(np.float16)
+        made: NDArray[np.float32] = codes * steps.astype(np.float32) + least.astype(np.float32)
+        return made.reshape(rows, columns)
 
 
 def seconds(run: Callable[[int], None], repeats: int) -> list[float]:
@@ -110,7 +124,7 @@ class Bench:
         order = np.random.default_rng(1).permutation(len(self.pool)).reshape(rows, -1)
         self.slots: list[list[int]] = order.tolist()
         self.engine = NativeEngine(
-            RandomWeights(SMOLLM2),
+            RandomWeights(SMOLLM2, quantised=options.quantised),
             self.pool,
             block_tokens=BLOCK_TOKENS,
             dtype=options.dtype,
@@ -160,9 +174,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "prefill": {},
     }
     kv_bytes = engine.geometry.block_bytes / BLOCK_TOKENS
+    plain_bytes = DENSE_PARAMETERS * element_bytes_for(options.dtype)
     for batch in options.batches:
         step = bench.decode_step_s(batch)
-        read = engine.weight_bytes + batch * options.context * kv_bytes
+        # Larger batches read the plain weights beside the packed ones.
+        weights = engine.weight_bytes if batch == 1 else plain_bytes
+        read = weights + batch * options.context * kv_bytes
         result["decode"][str(batch)] = {
             "step_ms": round(step * 1e3, 2),
             "tokens_per_s": round(batch / step, 1),
@@ -252,6 +269,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--quantised", action="store_true", help="weights of a Q4_1 file")
     parser.add_argument("--reference", action="store_true", help="also run transformers (extra `equiv`)")
     parser.add_argument("--json", action="store_true", help="one line for programs")
     options = parser.parse_args()

@@ -110,8 +110,32 @@ inline Ahead ahead_of(const char* next, std::ptrdiff_t tile, bool alone, std::pt
   return {next + tile * steps * 64, alone ? 2 : 1};
 }
 
+// Most rows of a product over packed panels: only of sets whose tiles read them.
+template <class Flavour>
+constexpr std::ptrdiff_t packed_rows_max() {
+  if constexpr (requires { Tile<Flavour>::kPackedRowsMax; }) return Tile<Flavour>::kPackedRowsMax;
+  return 0;
+}
+
+template <class Flavour>
+void gemm_packed(const Gemm& g) {
+  alignas(64) float c[Tile<Flavour>::kRows * kPanel];
+  const std::size_t width = panel_bytes(g.storage, g.depth, Dtype::kBf16);
+  const auto* at = static_cast<const unsigned char*>(g.weights);
+  at += static_cast<std::size_t>(g.panel_begin) * width;
+  for (std::ptrdiff_t panel = g.panel_begin; panel < g.panel_end; ++panel, at += width) {
+    const unsigned char* ahead = at + width;
+    if (panel + 1 == g.panel_end) ahead = static_cast<const unsigned char*>(g.next);
+    Tile<Flavour>::run_packed(g.rows, g, at, c, ahead == nullptr ? at : ahead);
+    epilogue<Flavour>(g, 0, g.rows, panel, c);
+  }
+}
+
 template <class Flavour>
 void gemm(const Gemm& g) {
+  if constexpr (packed_rows_max<Flavour>() > 0) {
+    if (g.storage != Storage::kPlain) return gemm_packed<Flavour>(g);
+  }
   Tile<Flavour>::enter();
   alignas(64) float c[Tile<Flavour>::kRows * kPanel];
   const auto* x = static_cast<const typename Flavour::Activation*>(g.x);

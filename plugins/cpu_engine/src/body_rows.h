@@ -104,6 +104,7 @@ constexpr Kernels make_kernels(const char* name, Dtype dtype) {
   kernels.name = name;
   kernels.dtype = dtype;
   kernels.activation_bytes = sizeof(typename Flavour::Activation);
+  kernels.packed_rows_max = packed_rows_max<Flavour>();
   kernels.gemm = gemm<Flavour>;
   kernels.attention = attention<Flavour>;
   kernels.attention_scratch_bytes = attention_scratch_bytes<Flavour>;

@@ -30,9 +30,9 @@ std::size_t Engine::block_bytes(const Shape& shape, Dtype dtype) {
 
 Engine::Engine(const Shape& shape, Dtype dtype, unsigned char* pool, std::ptrdiff_t blocks,
                int threads, const std::string& kernels)
-    : model_(shape, dtype),
+    : kernels_(select_kernels(kernels, dtype)),
+      model_(shape, dtype, kernels_.packed_rows_max > 0),
       dtype_(dtype),
-      kernels_(select_kernels(kernels, dtype)),
       pool_(pool),
       blocks_(blocks),
       team_(threads) {

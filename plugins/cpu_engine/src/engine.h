@@ -140,11 +140,12 @@ class Engine {
     team_.share(path.thread, path.stage++, items, body);
   }
   void gemm(Path& path, const Matrix& weights, Gemm g);
+  const Matrix& stored_for(std::ptrdiff_t rows, const Matrix& weights) const;
   unsigned char* activations(Buffer& buffer, std::ptrdiff_t row, std::ptrdiff_t ld) const;
 
+  const Kernels& kernels_;
   Model model_;
   Dtype dtype_;
-  const Kernels& kernels_;
   unsigned char* pool_;
   std::ptrdiff_t blocks_;
   bool keep_logits_ = false;

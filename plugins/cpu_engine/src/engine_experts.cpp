@@ -117,8 +117,10 @@ void Engine::experts_gemm(Path& path, const std::vector<Matrix>& weights, const 
     } else {
       g.out = common.out + rows.first * common.ld_out;
     }
-    g.weights = weights[expert].data();
-    g.depth = weights[expert].depth();
+    const Matrix& matrix = stored_for(g.rows, weights[expert]);
+    g.weights = matrix.data();
+    g.storage = matrix.storage();
+    g.depth = matrix.depth();
     g.panel_begin = item % panels;
     g.panel_end = g.panel_begin + 1;
     kernels_.gemm(g);

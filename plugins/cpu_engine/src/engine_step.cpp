@@ -12,8 +12,14 @@ unsigned char* Engine::activations(Buffer& buffer, std::ptrdiff_t row, std::ptrd
          static_cast<std::size_t>(row * ld) * kernels_.activation_bytes;
 }
 
-void Engine::gemm(Path& path, const Matrix& weights, Gemm g) {
+const Matrix& Engine::stored_for(std::ptrdiff_t rows, const Matrix& weights) const {
+  return rows <= kernels_.packed_rows_max && weights.twin() != nullptr ? *weights.twin() : weights;
+}
+
+void Engine::gemm(Path& path, const Matrix& matrix, Gemm g) {
+  const Matrix& weights = stored_for(g.rows, matrix);
   g.weights = weights.data();
+  g.storage = weights.storage();
   g.depth = weights.depth();
   const std::size_t panel_bytes = weights.panel_bytes();
   const std::ptrdiff_t end = weights.panels() * (path.thread + 1) / team_.threads();

@@ -41,8 +41,9 @@ struct Gemm {
   const void* x = nullptr;  // activations, readable up to the next multiple of kRowStep rows
   std::ptrdiff_t ld_x = 0;  // elements
   std::ptrdiff_t rows = 0;
-  const void* weights = nullptr;  // panels of [depth / pair][32][pair]
-  std::ptrdiff_t depth = 0;       // multiple of kDepthStep
+  const void* weights = nullptr;  // panels of [depth / pair][32][pair], or packed (shape.h)
+  Storage storage = Storage::kPlain;
+  std::ptrdiff_t depth = 0;  // multiple of kDepthStep
   std::ptrdiff_t panel_begin = 0;
   std::ptrdiff_t panel_end = 0;
   const void* next = nullptr;  // a panel of this depth that is read next, to be fetched, or null
@@ -102,6 +103,9 @@ struct Kernels {
   const char* name = "";
   Dtype dtype = Dtype::kBf16;
   std::size_t activation_bytes = 4;
+  // Products of up to this many rows may be given packed weights, and are faster for it; 0: none.
+  // They are the same bits as from plain ones.
+  std::ptrdiff_t packed_rows_max = 0;
   void (*gemm)(const Gemm&) = nullptr;
   void (*attention)(const Attention&) = nullptr;
   std::size_t (*attention_scratch_bytes)(int group, int head_dim) = nullptr;

@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <stdexcept>
 
@@ -28,7 +29,8 @@ std::string dimensions(std::ptrdiff_t rows, std::ptrdiff_t columns) {
 
 }  // namespace
 
-Model::Model(const Shape& shape, Dtype dtype) : shape_(shape) {
+Model::Model(const Shape& shape, Dtype dtype, bool pack)
+    : shape_(shape), pack_(pack && dtype == Dtype::kBf16) {
   check(shape);
   const auto hidden = static_cast<std::size_t>(round_up(shape.hidden, kDepthStep));
   const auto qkv = static_cast<std::size_t>(round_up(shape.qkv_columns(), kPanel));
@@ -109,23 +111,46 @@ void Model::load(Team& team, const std::string& part, int layer, int expert, con
   if (target.vector != nullptr) {
     std::copy_n(data, columns, target.vector->begin() + target.first);
   } else {
-    // Shares end where a panel ends, also for rows that begin in the middle of one.
-    const std::ptrdiff_t lead = (kPanel - target.first % kPanel) % kPanel;
-    const std::ptrdiff_t parts = (rows - std::min(lead, rows) + kPanel - 1) / kPanel + 1;
-    team.start(
-        [&](int thread) {
-          team.share(thread, 0, parts, [&](std::ptrdiff_t item) {
-            const std::ptrdiff_t begin = item == 0 ? 0 : lead + (item - 1) * kPanel;
-            const std::ptrdiff_t end = std::min(rows, lead + item * kPanel);
-            if (begin < end) {
-              target.matrix->store_rows(data, columns, begin, end, target.placement, target.first);
-            }
-          });
-        },
-        1);
-    team.wait();
+    store(team, *target.matrix, target, data);
+    if (pack_) pack(team, target, data);
   }
   loaded_.insert(label(part, layer, expert));
+}
+
+bool Model::store(Team& team, Matrix& matrix, const Target& target, const float* data) {
+  // Shares end where a panel ends, also for rows that begin in the middle of one.
+  const std::ptrdiff_t rows = target.rows;
+  const std::ptrdiff_t lead = (kPanel - target.first % kPanel) % kPanel;
+  const std::ptrdiff_t parts = (rows - std::min(lead, rows) + kPanel - 1) / kPanel + 1;
+  std::atomic<bool> fits{true};
+  team.start(
+      [&](int thread) {
+        team.share(thread, 0, parts, [&](std::ptrdiff_t item) {
+          const std::ptrdiff_t begin = item == 0 ? 0 : lead + (item - 1) * kPanel;
+          const std::ptrdiff_t end = std::min(rows, lead + item * kPanel);
+          if (begin >= end || !fits.load(std::memory_order_relaxed)) return;
+          if (!matrix.store_rows(data, target.columns, begin, end, target.placement,
+                                 target.first)) {
+            fits.store(false, std::memory_order_relaxed);
+          }
+        });
+      },
+      1);
+  team.wait();
+  return fits.load(std::memory_order_relaxed);
+}
+
+// A part that cannot be packed as the parts before it leaves the matrix without a twin.
+void Model::pack(Team& team, const Target& target, const float* data) {
+  if (unpacked_.contains(target.matrix)) return;
+  Matrix& twin = target.matrix->packed_twin();
+  for (const Storage wanted : {Storage::kNibbles, Storage::kBytes}) {
+    if (twin.prepare(wanted) != wanted || !store(team, twin, target, data)) continue;
+    twin.settle();
+    return;
+  }
+  target.matrix->drop_twin();
+  unpacked_.insert(target.matrix);
 }
 
 void Model::set_frequencies(const float* inverse, std::ptrdiff_t count, std::ptrdiff_t positions) {
@@ -177,13 +202,16 @@ void Model::embed(std::int32_t token, float* out) const {
 }
 
 std::size_t Model::weight_bytes() const {
-  std::size_t bytes = head_.bytes();
+  const auto read = [](const Matrix& matrix) {
+    return matrix.twin() == nullptr ? matrix.bytes() : matrix.twin()->bytes();
+  };
+  std::size_t bytes = read(head_);
   for (const Layer& layer : layers_) {
-    bytes += layer.qkv.bytes() + layer.o.bytes() + layer.router.bytes();
+    bytes += read(layer.qkv) + read(layer.o) + read(layer.router);
     for (const Matrix& matrix : layer.gate_up)
-      bytes += matrix.bytes();
+      bytes += read(matrix);
     for (const Matrix& matrix : layer.down)
-      bytes += matrix.bytes();
+      bytes += read(matrix);
   }
   return bytes;
 }

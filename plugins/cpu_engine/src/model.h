@@ -28,7 +28,8 @@ struct Layer {
 
 class Model {
  public:
-  Model(const Shape& shape, Dtype dtype);
+  // `pack`: bf16 matrices whose values allow it get a packed twin.
+  Model(const Shape& shape, Dtype dtype, bool pack);
 
   // Parts: embedding, head, norm; per layer attention_norm, mlp_norm, q, k, v, o, q_bias, k_bias,
   // v_bias, router; per expert (0 when dense) gate, up, down. Matrices are [outputs][inputs],
@@ -49,7 +50,8 @@ class Model {
   std::ptrdiff_t positions() const { return positions_; }
   // The embedding of a token: out[hidden padded].
   void embed(std::int32_t token, float* out) const;
-  // Bytes that one step reads at least: all weights of a dense model but the untied embedding.
+  // Bytes that one step of one row reads at least: all weights of a dense model but the untied
+  // embedding, packed where they are.
   std::size_t weight_bytes() const;
 
  private:
@@ -65,9 +67,14 @@ class Model {
   std::ptrdiff_t half() const { return shape_.head_dim / 2; }
   Target find(const std::string& part, int layer, int expert);
   Target find_in_layer(const std::string& part, Layer& layer, int expert);
+  // False when the storage of the matrix cannot hold the values.
+  static bool store(Team& team, Matrix& matrix, const Target& target, const float* data);
+  void pack(Team& team, const Target& target, const float* data);
   std::vector<std::string> expected() const;
 
   Shape shape_;
+  bool pack_;
+  std::set<const Matrix*> unpacked_;  // those that have been found not to be packable
   std::vector<Layer> layers_;
   Matrix embedding_;  // empty when tied
   Matrix head_;

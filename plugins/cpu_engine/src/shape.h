@@ -21,6 +21,33 @@ constexpr std::ptrdiff_t kPanel = 32;
 constexpr std::ptrdiff_t kDepthStep = 32;
 constexpr std::ptrdiff_t kRowStep = 32;
 
+// How a matrix keeps its weights. The packed ones are for bf16 values that are exactly
+// bf16(scale * code + least), with one scale and one least value for each output and kGroup inputs:
+// what a file quantised in such groups holds. They are made bf16 again on the way to the product.
+enum class Storage {
+  kPlain,    // values
+  kNibbles,  // codes 0 .. 15
+  kBytes,    // codes 1 .. 255, least = -128 scale
+};
+
+constexpr std::ptrdiff_t kGroup = 32;
+
+// A group of a packed panel: [32] scales, for nibbles [32] least values, and the codes of eight
+// outputs at a time: dword 2 o + p of a line of 64 bytes holds, from its lowest bits on, the codes
+// of output o for the inputs of parity p, for 16 inputs a line as nibbles, 8 as bytes.
+constexpr std::size_t scale_bytes(Storage storage) {
+  return storage == Storage::kNibbles ? 256 : 128;
+}
+constexpr std::size_t group_bytes(Storage storage) {
+  return scale_bytes(storage) + (storage == Storage::kNibbles ? 512 : 1024);
+}
+
+constexpr std::size_t panel_bytes(Storage storage, std::ptrdiff_t depth, Dtype dtype) {
+  const auto inputs = static_cast<std::size_t>(depth);
+  if (storage == Storage::kPlain) return inputs * kPanel * element_bytes(dtype);
+  return inputs / kGroup * group_bytes(storage);
+}
+
 constexpr std::ptrdiff_t round_up(std::ptrdiff_t value, std::ptrdiff_t step) {
   return (value + step - 1) / step * step;
 }

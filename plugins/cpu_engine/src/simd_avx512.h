@@ -144,5 +144,37 @@ inline void interleave_rows(const std::uint16_t* a, const std::uint16_t* b, std:
   _mm512_storeu_si512(dst + 32, _mm512_permutex2var_epi64(lo, high_lanes, hi));
 }
 
+#ifdef __AVX512BF16__
+// Thirty-two values as bf16.
+inline void store2(std::uint16_t* p, const F16& a, const F16& b) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+
+// p[0], p[0], p[1], p[1] .. p[7], p[7].
+inline F16 twice(const float* p) {
+  const __m512i order = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return {_mm512_permutexvar_ps(order, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
+}
+
+// Of sixteen dwords the four bits from `shift` on.
+inline F16 nibbles(const unsigned char* dwords, int shift) {
+  // A permutation looks at the low four bits of its index only.
+  const __m512 value = _mm512_setr_ps(0.0F, 1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F, 7.0F, 8.0F, 9.0F,
+                                      10.0F, 11.0F, 12.0F, 13.0F, 14.0F, 15.0F);
+  const __m512i all = _mm512_loadu_si512(dwords);
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(all, static_cast<unsigned>(shift)), value)};
+}
+// Of sixteen dwords the eight bits from `shift` on, plus 256.
+inline F16 bytes256(const unsigned char* dwords, int shift) {
+  // The byte goes to the upper eight bits of the mantissa of 256.
+  const __m512i all = _mm512_loadu_si512(dwords);
+  const __m512i moved = shift < 15 ? _mm512_slli_epi32(all, static_cast<unsigned>(15 - shift))
+                                   : _mm512_srli_epi32(all, static_cast<unsigned>(shift - 15));
+  const __m512i mask = _mm512_set1_epi32(0x7f8000);
+  const __m512i base = _mm512_set1_epi32(0x43800000);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(moved, mask, base, 0xea))};
+}
+#endif
+
 }  // namespace
 }  // namespace superinfer::cpu

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "body_math.h"
+#ifdef __AVX512BF16__
+#include "expand_avx512.h"
+#endif
 
 namespace superinfer::cpu {
 namespace {
@@ -59,6 +62,48 @@ template <int R, int Lines>
     b += 64;
   }
   spill<R>(acc, c, ld_c);
+}
+
+// The same over a packed panel, a group at a time through the first-level cache.
+template <int R, Storage Packed>
+[[gnu::noinline]] void tile_packed(const std::uint16_t* a, std::ptrdiff_t ld_a,
+                                   const unsigned char* from, std::ptrdiff_t depth, float* c,
+                                   std::ptrdiff_t ld_c, const unsigned char* ahead) {
+  alignas(64) std::uint16_t group[kGroup * kPanel];
+  Accumulators<R> acc = zeroes<R>();
+  for (std::ptrdiff_t begin = 0; begin < depth; begin += kGroup) {
+    expand_group<Packed>(from, ahead, group);
+    from += group_bytes(Packed);
+    ahead += group_bytes(Packed);
+    for (std::ptrdiff_t k = 0; k < kGroup; k += 2) {
+      const auto b0 = reinterpret_cast<__m512bh>(_mm512_load_si512(group + k * kPanel));
+      const auto b1 = reinterpret_cast<__m512bh>(_mm512_load_si512(group + k * kPanel + 32));
+#pragma GCC unroll 12
+      for (std::ptrdiff_t r = 0; r < R; ++r) {
+        std::uint32_t pair;
+        __builtin_memcpy(&pair, a + r * ld_a + begin + k, 4);
+        const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(pair)));
+        acc.v[r][0] = _mm512_dpbf16_ps(acc.v[r][0], x, b0);
+        acc.v[r][1] = _mm512_dpbf16_ps(acc.v[r][1], x, b1);
+      }
+    }
+  }
+  spill<R>(acc, c, ld_c);
+}
+
+template <int R>
+void choose_packed(std::ptrdiff_t rows, Storage storage, const std::uint16_t* a,
+                   std::ptrdiff_t ld_a, const unsigned char* from, std::ptrdiff_t depth, float* c,
+                   std::ptrdiff_t ld_c, const unsigned char* ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) {
+      return choose_packed<R - 1>(rows, storage, a, ld_a, from, depth, c, ld_c, ahead);
+    }
+  }
+  if (storage == Storage::kNibbles) {
+    return tile_packed<R, Storage::kNibbles>(a, ld_a, from, depth, c, ld_c, ahead);
+  }
+  tile_packed<R, Storage::kBytes>(a, ld_a, from, depth, c, ld_c, ahead);
 }
 #endif
 
@@ -121,6 +166,17 @@ struct Tile {
   static constexpr bool kEven = true;
 
   static void enter() {}
+
+#ifdef __AVX512BF16__
+  // Up to this many rows a packed panel is read and expanded faster than a plain one is read.
+  static constexpr std::ptrdiff_t kPackedRowsMax = sizeof(A) == 2 ? 4 : 0;
+
+  static void run_packed(std::ptrdiff_t rows, const Gemm& g, const unsigned char* panel, float* c,
+                         const unsigned char* ahead) {
+    choose_packed<kPackedRowsMax>(rows, g.storage, static_cast<const std::uint16_t*>(g.x), g.ld_x,
+                                  panel, g.depth, c, kPanel, ahead);
+  }
+#endif
 
   template <int R>
   static void choose(std::ptrdiff_t rows, const A* a, std::ptrdiff_t ld_a, const B* b,
