@@ -101,7 +101,10 @@ def np_ids(prompt: list[int]) -> object:
 
 
 def vllm_engine(model: str, threads: int) -> Generate:
-    """The engine's own loop in this process, bf16, from a Hugging Face folder."""
+    """The engine's own loop in this process, bf16, from a Hugging Face folder, compiled (its default).
+
+    Its warm-up compiles, some 90 CPU seconds, and keeps what it compiled in ~/.cache/vllm.
+    """
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "4",
         "OMP_NUM_THREADS": str(threads),  # it would keep one of two for itself
