@@ -12,7 +12,7 @@ something. This policy spends HBM where it still buys an objective:
 4. **Triage.** A request whose first token can no longer come in time, or whose stream is more than `lost_s`
    late, is late: it takes leftover room only and leaves first, youngest before older, for blocks that the
    others want, and also when their prompts lack tokens of the step. The late ones have a right to
-   `late_share` of HBM, oldest first, so that every one of them ends.
+   `late_share` of HBM, whoever came first before the others, so that every one of them ends.
 5. **Order of admission**: arrival + `length_weight_ms` for each prompt token. 0 is first come, first
    served; more serves short prompts first, which saves most objectives, and a longer prompt is overtaken
    only by what arrives within that much time: ageing. A new prompt makes somebody ahead leave only after
@@ -216,8 +216,7 @@ class RotaSlack:
         turn.resume(turn.fairly({t: urgent(lane) for t, lane in lanes.items()}), spare_blocks + ahead)
         if residents.late_blocks < right:
             left = right - residents.late_blocks
-            left -= turn.resume(fair("rotary_late"), spare_blocks + ahead, most=left)
-            turn.admit(fair("waiting_late"), lambda _: spare_blocks + ahead, most=left)
+            turn.let_late_in(fair("rotary_late"), fair("waiting_late"), spare_blocks + ahead, most=left)
 
         def claim(candidate: Candidate) -> int:
             waited = (now - candidate.arrival) * THOUSAND
@@ -358,6 +357,30 @@ class _Turn:
                 budget.await_slots(candidate)
             self._take(candidate, blocks, goes_now=goes_now)
         return False
+
+    def let_late_in(
+        self, rotary: Iterator[Candidate], waiting: Iterator[Candidate], claim: int, most: int
+    ) -> None:
+        """Of the tenant that holds least whoever came first, from DRAM or not yet admitted, until `most`
+        blocks are taken. Under overload new ones land in DRAM all the time: if they always went first, those
+        who wait would do so for ever."""
+        before, heads = self._taken, [next(rotary, None), next(waiting, None)]
+
+        def rank(candidate: Candidate) -> tuple[int, Nanos, RequestId]:
+            return self._share(candidate.tenant), candidate.arrival, candidate.id
+
+        while not self.blocked and self._taken - before < most:
+            first = min(filter(None, heads), key=rank, default=None)
+            if first is None:
+                break
+            taken = self._taken
+            if first is heads[0]:
+                self.resume((first,), claim)
+            else:
+                self.admit((first,), lambda _: claim)
+            passed = self._taken > taken or first.id in self._named  # else its gate is closed
+            source = rotary if first is heads[0] else waiting
+            heads[heads.index(first)] = next(source, None) if passed else None
 
     def _goes_now(self, blocks: int) -> bool:
         return not self._owed and self._budget.fits(blocks, self.reserve)
