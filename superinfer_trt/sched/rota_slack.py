@@ -12,7 +12,8 @@ something. This policy spends HBM where it still buys an objective:
 4. **Triage.** A request whose first token can no longer come in time, or whose stream is more than `lost_s`
    late, is late: it takes leftover room only and leaves first, youngest before older, for blocks that the
    others want, and also when their prompts lack tokens of the step. The late ones have a right to
-   `late_share` of HBM, whoever came first before the others, so that every one of them ends.
+   `late_share` of HBM, whoever came first before the others (who has begun as if `begun_lead_s` earlier), so
+   that every one of them ends.
 5. **Order of admission**: arrival + `length_weight_ms` for each prompt token. 0 is first come, first
    served; more serves short prompts first, which saves most objectives, and a longer prompt is overtaken
    only by what arrives within that much time: ageing. A new prompt makes somebody ahead leave only after
@@ -55,7 +56,8 @@ class RotaSlackParameters:
     of HBM. `length_weight_ms`: milliseconds of arrival that a prompt token counts. `output_weight_ms`: the
     same for each output token it may make; where that limit is the exact length, as in a simulation, this
     is an oracle. `patience`: part of the TTFT objective, 0 <= patience < 1. `weights`: tenant -> weight
-    > 0, 1 for those not named. `transfer_blocks` (B_xfer): None takes what the links hide, at most 15 % of
+    > 0, 1 for those not named. `begun_lead_s`: a late one that has begun goes before one that came up to so
+    much earlier and has not. `transfer_blocks` (B_xfer): None takes what the links hide, at most 15 % of
     HBM. `eager_sync`: copy full blocks to DRAM ahead of need.
     """
 
@@ -66,6 +68,7 @@ class RotaSlackParameters:
     lost_s: float = 1.0
     min_stint_tokens: int = 16
     late_share: float = 0.02
+    begun_lead_s: float = 60.0
     length_weight_ms: float = 5.0
     output_weight_ms: float = 0.0
     patience: float = 0.4
@@ -78,7 +81,14 @@ class RotaSlackParameters:
             fraction(name, getattr(self, name))
         if not fraction("step_share", self.step_share):
             raise ConfigError(f"step_share: {self.step_share!r} is not more than 0")
-        for name in ("ahead_min_s", "guard_s", "lost_s", "length_weight_ms", "output_weight_ms"):
+        for name in (
+            "ahead_min_s",
+            "guard_s",
+            "lost_s",
+            "begun_lead_s",
+            "length_weight_ms",
+            "output_weight_ms",
+        ):
             thousandths(name, getattr(self, name), 0.0)
         if self.ahead_min_s <= self.guard_s:
             raise ConfigError(f"ahead_min_s: {self.ahead_min_s!r} is not more than guard_s {self.guard_s!r}")
@@ -106,6 +116,7 @@ class RotaSlack:
         self._ahead_min = _nanos(p.ahead_min_s)
         self._guard = _nanos(p.guard_s)
         self._lost = _nanos(p.lost_s)
+        self._begun_lead = _nanos(p.begun_lead_s)
         self._late_share = fraction("late_share", p.late_share)
         self._token_weight = _nanos(p.length_weight_ms) // THOUSAND
         self._output_weight = _nanos(p.output_weight_ms) // THOUSAND
@@ -216,7 +227,8 @@ class RotaSlack:
         turn.resume(turn.fairly({t: urgent(lane) for t, lane in lanes.items()}), spare_blocks + ahead)
         if residents.late_blocks < right:
             left = right - residents.late_blocks
-            turn.let_late_in(fair("rotary_late"), fair("waiting_late"), spare_blocks + ahead, most=left)
+            late = fair("rotary_late"), fair("waiting_late")
+            turn.let_late_in(*late, self._begun_lead, spare_blocks + ahead, most=left)
 
         def claim(candidate: Candidate) -> int:
             waited = (now - candidate.arrival) * THOUSAND
@@ -359,15 +371,16 @@ class _Turn:
         return False
 
     def let_late_in(
-        self, rotary: Iterator[Candidate], waiting: Iterator[Candidate], claim: int, most: int
+        self, rotary: Iterator[Candidate], waiting: Iterator[Candidate], lead: Nanos, claim: int, most: int
     ) -> None:
-        """Of the tenant that holds least whoever came first, from DRAM or not yet admitted, until `most`
+        """Of the tenant that holds least whoever came first, those in DRAM as if `lead` earlier, until `most`
         blocks are taken. Under overload new ones land in DRAM all the time: if they always went first, those
         who wait would do so for ever."""
         before, heads = self._taken, [next(rotary, None), next(waiting, None)]
 
         def rank(candidate: Candidate) -> tuple[int, Nanos, RequestId]:
-            return self._share(candidate.tenant), candidate.arrival, candidate.id
+            came = candidate.arrival - (lead if candidate.phase is Phase.ROTARY else 0)
+            return self._share(candidate.tenant), came, candidate.id
 
         while not self.blocked and self._taken - before < most:
             first = min(filter(None, heads), key=rank, default=None)

@@ -127,13 +127,15 @@ def test_the_late_have_a_right_to_some_hbm() -> None:
     assert line(plan_of(policy, *inside, asked, now=5_000, device=4, forecast=FREE)) == "decode=1 out=2"
 
 
-def test_of_the_late_who_came_first_goes_first_from_dram_or_not_yet_admitted() -> None:
+def test_of_the_late_who_has_begun_goes_first_but_age_counts() -> None:
+    # The one in DRAM counts as 2 s older than it is.
     policy = make_policy(
-        "rota-slack", late_share=0.5, min_stint_tokens=1, eager_sync=False, transfer_blocks=50
+        "rota-slack", late_share=0.5, begun_lead_s=2, min_stint_tokens=1, eager_sync=False, transfer_blocks=50
     )
-    for parked, asked, expected in ((1, 0, "admit=2 prefill=2:0+8"), (0, 1, "in=1")):
-        outside = (away(1, 6, made=2, first=10, came=parked), waiting(2, 8, since=asked, limit=1))
-        assert line(plan_of(policy, *outside, now=6_000, device=2, forecast=FREE)) == expected
+    asked = waiting(2, 8, since=0, limit=1)
+    for came, expected in ((1_999, "in=1"), (2_001, "admit=2 prefill=2:0+8")):
+        outside = (away(1, 6, made=2, first=2_100, came=came), asked)
+        assert line(plan_of(policy, *outside, now=9_000, device=2, forecast=FREE)) == expected
 
 
 def test_short_prompts_go_first_but_age_counts() -> None:
