@@ -16,6 +16,9 @@ from superinfer_trt.core.view import Lane, Order, OrderKey
 from superinfer_trt.runtime.queue import OrderedQueue
 from superinfer_trt.runtime.sequence import Sequence
 
+MOMENTS_SPARE = 64
+"""Moments of requests that have left that may be held beside as many as are inside."""
+
 
 class Lanes:
     """Kept by the roster: `add` and `remove` as requests enter and leave WAITING and ROTARY."""
@@ -50,6 +53,11 @@ class Lanes:
         self._put(sequence, late=False, entry=self._entries)
         moment = self._late_from[sequence.phase](sequence)
         heapq.heappush(self._moments, (moment, self._entries, sequence.id))
+        if len(self._moments) > 2 * len(self._inside) + MOMENTS_SPARE:
+            # Who left is dropped when its moment comes, and that may be a day away.
+            inside = self._inside
+            self._moments = [one for one in self._moments if one[2] in inside and inside[one[2]][2] == one[1]]
+            heapq.heapify(self._moments)
 
     def remove(self, sequence: Sequence) -> None:
         """It does not any more."""

@@ -29,6 +29,9 @@ UNFITTED = StepForecast()
 COPIES_FAILED_MAX = 8
 """Failed rotations after which a request ends as failed instead of trying for ever."""
 
+HEAP_SPARE = 64
+"""Entries of requests that have ended that a heap may hold beside as many as live."""
+
 
 class Roster:
     """Live records, their queues and the sums that a view offers in O(1)."""
@@ -121,6 +124,10 @@ class Roster:
         self._promised.add(sequence.id)
         self._promised_blocks += sequence.max_blocks
         heapq.heappush(self._promised_heap, (-sequence.max_blocks, sequence.id))
+        if len(self._promised_heap) > 2 * len(self._promised) + HEAP_SPARE:
+            # Who ended is dropped at the top of the heap, where a large one that lives on keeps it from.
+            self._promised_heap = list({entry for entry in self._promised_heap if entry[1] in self._promised})
+            heapq.heapify(self._promised_heap)
 
     def _forgive(self, sequence: Sequence) -> None:
         if sequence.id in self._promised:

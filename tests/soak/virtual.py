@@ -43,6 +43,9 @@ LIVE_MAX = 256
 CANCEL_SHARE = 0.05
 LOOK_EVERY_REQUESTS = 5_000
 JOBS = 64
+SLOPE_BYTES_MAX = 8.0
+"""Of a request, after the warm-up; an entry of a list that is never cleaned is that much."""
+LOOKS_MIN = 20
 
 
 @dataclass
@@ -198,6 +201,8 @@ def soak(requests: int, times: float, policy: str, seed: int) -> dict[str, objec
         wrong.append("nobody was rotated: this load shows nothing")
     warm = looks[int(len(looks) * WARM_UP_SHARE) :]
     per_request = slope(warm) if len(warm) > 1 else 0.0
+    if len(warm) >= LOOKS_MIN and per_request > SLOPE_BYTES_MAX:
+        wrong.append(f"{per_request:.1f} bytes stay of each request, {SLOPE_BYTES_MAX} at most")
     return {
         "policy": policy,
         "capacity_rps": round(capacity, 1),

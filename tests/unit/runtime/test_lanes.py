@@ -10,9 +10,9 @@ import pytest
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.request import Request, Sampling
 from superinfer_trt.core.slo import Slo
-from superinfer_trt.core.units import MILLISECOND, RequestId
+from superinfer_trt.core.units import MILLISECOND, SECOND, RequestId
 from superinfer_trt.core.view import Lane, Order, lanes_of
-from superinfer_trt.runtime.lanes import Lanes
+from superinfer_trt.runtime.lanes import MOMENTS_SPARE, Lanes
 from superinfer_trt.runtime.sequence import Sequence
 from superinfer_trt.sched.registry import make_policy
 from unit.core.test_view import view as empty_view
@@ -76,3 +76,19 @@ def test_kept_lanes_are_the_lanes(seed: int) -> None:
 def test_nobody_asks_for_them_without_moments() -> None:
     assert Lanes.asked_for(make_policy("fcfs").order) is None
     assert Lanes.asked_for(Order(*(lambda c: 0,) * 3, waiting_late=lambda c: 0)) is None
+
+
+def test_moments_far_away_are_not_kept_for_those_who_left() -> None:
+    """Objectives may be a day long."""
+    lanes = Lanes.asked_for(ORDER)
+    assert lanes is not None
+    for id in range(5_000):
+        request = Request(RequestId(id), (1,), slo=Slo(ttft=86_400 * SECOND), arrival=id, tenant="a")
+        sequence = Sequence.of(request, 16)
+        lanes.add(sequence)
+        if id:  # the first stays
+            lanes.remove(sequence)
+    assert len(lanes._moments) <= 2 + MOMENTS_SPARE
+    (lane,) = lanes.at(0).values()
+    assert ids(lane) == [[0], [], [], []]
+    assert ids(next(iter(lanes.at(86_400 * SECOND).values()))) == [[], [0], [], []]
