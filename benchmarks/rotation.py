@@ -2,9 +2,11 @@
 
 Both runs decode requests of the same lengths. In the first, HBM holds a part of them, so that everybody
 rotates all the time; in the second it holds everybody, and its seats are the mean batch of the first:
-the rate between the two whole batches around it is interpolated. Runs alternate, and the ratio is taken
-round by round. Physical limit: the link moves at most its rate each way; the copies steal cycles from
-the compute threads, since HBM and DRAM are the same memory here.
+the rate between the two whole batches around it is interpolated. Rates and batches are those of the stretch
+in which all are under way, from the last first token to the first last one: what comes before and after
+has other batches. Runs alternate, and the ratio is taken round by round. Physical limit: the link moves at
+most its rate each way; the copies steal cycles from the compute threads, since HBM and DRAM are the same
+memory here.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ from superinfer_trt.core.units import RequestId
 from superinfer_trt.model.open import open_model
 
 
-def mean_batch(ran: Ran) -> float:
-    """Rows of a step, on average; a prefill chunk counts as the one token it may yield."""
-    return ran.output_tokens / ran.totals.batches
+def steady(ran: Ran) -> tuple[float, float]:
+    """(tokens/s, rows of a step on average) while all are under way."""
+    start = max(times[0] for times in ran.times.values())
+    end = min(times[-1] for times in ran.times.values())
+    assert start < end, "somebody ended before the last had begun: give them more tokens"
+    made = [at for times in ran.times.values() for at in times if start < at <= end]
+    return len(made) / ((end - start) / 1e9), len(made) / len(set(made))
 
 
 def bounds(batch: float) -> tuple[int, int]:
@@ -34,12 +40,12 @@ def bounds(batch: float) -> tuple[int, int]:
 def unrotated(
     weights: Weights, requests: list[Request], seats: int, options: argparse.Namespace, rotating: Ran
 ) -> float:
-    """Tokens/s with HBM for all and `seats` at a time; whole rounds, so that none is half empty."""
+    """Tokens/s of `seats` requests with HBM for all of them."""
     each = -(-(options.prompt + options.tokens) // 16)
-    setting = Setting("fcfs", hbm_blocks=options.clients * each, seats=seats, depth=options.depth)
-    ran = run(weights, setting, requests[: len(requests) // seats * seats])
+    setting = Setting("fcfs", hbm_blocks=seats * each, seats=seats, depth=options.depth)
+    ran = run(weights, setting, requests[:seats])
     assert all(rotating.tokens[id] == tokens for id, tokens in ran.tokens.items())
-    return ran.tokens_per_s
+    return steady(ran)[0]
 
 
 def main() -> None:
@@ -79,13 +85,13 @@ def main() -> None:
     ratios, unrotated_rates, rotated_rates = [], [], []
     for _ in range(options.pairs):
         rotating = run(weights, tight, requests)
-        batch = mean_batch(rotating)
+        rotated, batch = steady(rotating)
         below, above = (unrotated(weights, requests, seats, options, rotating) for seats in bounds(batch))
         share = batch - int(batch)
         rate = below + (above - below) * share
         unrotated_rates.append(rate)
-        rotated_rates.append(rotating.tokens_per_s)
-        ratios.append(rotating.tokens_per_s / rate)
+        rotated_rates.append(rotated)
+        ratios.append(rotated / rate)
     blocks = rotating.totals.link_out_blocks + rotating.totals.link_in_blocks
     block_bytes = weights.config.geometry(16, 2).block_bytes
     report(
@@ -99,7 +105,7 @@ def main() -> None:
             "ratio": median(ratios),
             "ratios": [round(ratio, 3) for ratio in ratios],
             "rotations": rotating.totals.rotations_out,
-            "mean_batch": mean_batch(rotating),
+            "mean_batch": batch,
             "link_gbytes": blocks * block_bytes / 1e9,
             "link_gbytes_per_s": blocks * block_bytes / 1e9 / rotating.wall_s,
         },
