@@ -140,7 +140,8 @@ class Engine {
     team_.share(path.thread, path.stage++, items, body);
   }
   void gemm(Path& path, const Matrix& weights, Gemm g);
-  const Matrix& stored_for(std::ptrdiff_t rows, const Matrix& weights) const;
+  // Whether a product of so many rows reads packed weights, where there are some.
+  bool reads_packed(std::ptrdiff_t rows) const { return rows <= kernels_.packed_rows_max; }
   unsigned char* activations(Buffer& buffer, std::ptrdiff_t row, std::ptrdiff_t ld) const;
 
   const Kernels& kernels_;

@@ -117,7 +117,7 @@ void Engine::experts_gemm(Path& path, const std::vector<Matrix>& weights, const 
     } else {
       g.out = common.out + rows.first * common.ld_out;
     }
-    const Matrix& matrix = stored_for(g.rows, weights[expert]);
+    const Matrix& matrix = weights[expert].stored(reads_packed(g.rows));
     g.weights = matrix.data();
     g.storage = matrix.storage();
     g.depth = matrix.depth();

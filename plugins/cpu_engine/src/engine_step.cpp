@@ -12,12 +12,8 @@ unsigned char* Engine::activations(Buffer& buffer, std::ptrdiff_t row, std::ptrd
          static_cast<std::size_t>(row * ld) * kernels_.activation_bytes;
 }
 
-const Matrix& Engine::stored_for(std::ptrdiff_t rows, const Matrix& weights) const {
-  return rows <= kernels_.packed_rows_max && weights.twin() != nullptr ? *weights.twin() : weights;
-}
-
 void Engine::gemm(Path& path, const Matrix& matrix, Gemm g) {
-  const Matrix& weights = stored_for(g.rows, matrix);
+  const Matrix& weights = matrix.stored(reads_packed(g.rows));
   g.weights = weights.data();
   g.storage = weights.storage();
   g.depth = weights.depth();

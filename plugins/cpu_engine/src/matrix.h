@@ -52,6 +52,8 @@ class Matrix {
   Matrix& packed_twin();
   void drop_twin() { twin_.reset(); }
   const Matrix* twin() const { return twin_.get(); }
+  // The packed twin, if it is wanted and there is one, else this.
+  const Matrix& stored(bool packed) const { return packed && twin_ ? *twin_ : *this; }
 
  private:
   bool store_packed(const float* source, std::ptrdiff_t source_depth, std::ptrdiff_t column);
