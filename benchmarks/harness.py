@@ -16,9 +16,10 @@ from pathlib import Path
 
 from superinfer_trt.core.model import Weights
 from superinfer_trt.core.outcome import Ending, TokenEvent, Totals
+from superinfer_trt.core.plan import Plan
 from superinfer_trt.core.request import Request
 from superinfer_trt.core.units import MILLISECOND, Nanos, RequestId
-from superinfer_trt.core.view import Limits
+from superinfer_trt.core.view import Limits, View
 from superinfer_trt.engine.native import NativeEngine, element_bytes_for
 from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.clock import SystemClock
@@ -90,9 +91,47 @@ class Setting:
     block_tokens: int = 16
 
 
-def run(weights: Weights, setting: Setting, requests: Sequence[Request]) -> Ran:
-    """Runs the requests, all there from the start, through the whole executor."""
-    policy = make_policy(setting.policy, **setting.parameters)
+class Recorded:
+    """A policy that keeps the plans it has made."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._policy = make_policy(setting.policy, **setting.parameters)
+        self.name, self.order, self.rotates = self._policy.name, self._policy.order, self._policy.rotates
+        self.plans: list[Plan] = []
+
+    def __call__(self, view: View) -> Plan:
+        plan = self._policy(view)
+        if not plan.idle:
+            self.plans.append(plan)
+        return plan
+
+
+class Replayed:
+    """The batches of recorded plans, row by row, with nobody rotated: for an HBM that holds everybody."""
+
+    name, rotates = "replayed", False
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.order = recorded.order
+        self._plans = [plan for plan in recorded.plans if plan.runs]
+
+    def __call__(self, view: View) -> Plan:
+        if view.turn >= len(self._plans):
+            return Plan(view.turn, view.now)
+        plan = self._plans[view.turn]
+        return Plan(view.turn, view.now, plan.admit, plan.prefill, plan.decode)
+
+
+def run(
+    weights: Weights,
+    setting: Setting,
+    requests: Sequence[Request],
+    policy: Recorded | Replayed | None = None,
+) -> Ran:
+    """Runs the requests, all there from the start, through the whole executor; under `policy` instead of
+    the setting's if there is one. The pools' pages exist before the clock starts: to touch one for the first
+    time takes longer than a copy into it, and a server does that once."""
+    policy = policy or Recorded(setting)
     limits = Limits(
         setting.step_tokens,
         setting.seats,
@@ -103,6 +142,7 @@ def run(weights: Weights, setting: Setting, requests: Sequence[Request]) -> Ran:
     block_bytes = weights.config.geometry(setting.block_tokens, element_bytes_for(setting.dtype)).block_bytes
     device = allocate_pool(limits.device_blocks, block_bytes)
     host = allocate_pool(max(1, limits.host_blocks), block_bytes)
+    device[:], host[:] = 0, 0
     rate = setting.link_bytes_per_s
     link = DuplexLink(device, host, h2d_bytes_per_s=rate, d2h_bytes_per_s=rate)
     engine = NativeEngine(

@@ -1,23 +1,22 @@
-"""Throughput under forced rotation against no rotation, at equal batch, on a rate-limited link.
+"""Throughput under forced rotation against no rotation, on the same batches, on a rate-limited link.
 
-Both runs decode requests of the same lengths. In the first, HBM holds a part of them, so that everybody
-rotates all the time; in the second it holds everybody, and its seats are the mean batch of the first:
-the rate between the two whole batches around it is interpolated. Rates and batches are those of the stretch
-in which all are under way, from the last first token to the first last one: what comes before and after
-has other batches. Runs alternate, and the ratio is taken round by round. Physical limit: the link moves at
-most its rate each way; the copies steal cycles from the compute threads, since HBM and DRAM are the same
-memory here.
+In the first run of a pair HBM holds a part of the requests, so that they rotate all the time. In the second
+it holds everybody and the batches of the first are run again, row by row and turn by turn, so that the two
+differ by nothing but rotation: its copies, its planning, its bookkeeping. The ratio is taken pair by pair,
+over the stretch in which all are under way, from the last first token to the first last one. Physical limit:
+the link moves at most its rate each way; the copies steal cycles from the compute threads, since HBM and
+DRAM are the same memory here.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from random import Random
 from statistics import median
 
-from harness import Ran, Setting, report, run
+from harness import Ran, Recorded, Replayed, Setting, report, run
 
-from superinfer_trt.core.model import Weights
 from superinfer_trt.core.request import Request, Sampling
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.model.open import open_model
@@ -30,22 +29,6 @@ def steady(ran: Ran) -> tuple[float, float]:
     assert start < end, "somebody ended before the last had begun: give them more tokens"
     made = [at for times in ran.times.values() for at in times if start < at <= end]
     return len(made) / ((end - start) / 1e9), len(made) / len(set(made))
-
-
-def bounds(batch: float) -> tuple[int, int]:
-    """The whole batch sizes around `batch`."""
-    return int(batch), int(batch) + 1
-
-
-def unrotated(
-    weights: Weights, requests: list[Request], seats: int, options: argparse.Namespace, rotating: Ran
-) -> float:
-    """Tokens/s of `seats` requests with HBM for all of them."""
-    each = -(-(options.prompt + options.tokens) // 16)
-    setting = Setting("fcfs", hbm_blocks=seats * each, seats=seats, depth=options.depth)
-    ran = run(weights, setting, requests[:seats])
-    assert all(rotating.tokens[id] == tokens for id, tokens in ran.tokens.items())
-    return steady(ran)[0]
 
 
 def main() -> None:
@@ -82,16 +65,20 @@ def main() -> None:
         link_bytes_per_s=options.link_bytes_per_s,
         depth=options.depth,
     )
+    wide = replace(tight, hbm_blocks=everybody, dram_blocks=0)
     ratios, unrotated_rates, rotated_rates = [], [], []
     for _ in range(options.pairs):
-        rotating = run(weights, tight, requests)
+        recorded = Recorded(tight)
+        rotating = run(weights, tight, requests, recorded)
+        resting = run(weights, wide, requests, Replayed(recorded))
+        assert resting.tokens == rotating.tokens, "rotation has changed a token"
+        assert resting.totals.batches == rotating.totals.batches
         rotated, batch = steady(rotating)
-        below, above = (unrotated(weights, requests, seats, options, rotating) for seats in bounds(batch))
-        share = batch - int(batch)
-        rate = below + (above - below) * share
-        unrotated_rates.append(rate)
+        unrotated, same_batch = steady(resting)
+        assert same_batch == batch
+        unrotated_rates.append(unrotated)
         rotated_rates.append(rotated)
-        ratios.append(rotated / rate)
+        ratios.append(rotated / unrotated)
     blocks = rotating.totals.link_out_blocks + rotating.totals.link_in_blocks
     block_bytes = weights.config.geometry(16, 2).block_bytes
     report(

@@ -198,6 +198,7 @@ def verdict(
         "slope_bytes_per_request": round(per_s * wall_s / max(1, sum(counts.accepted.values())), 1),
         "threads": [warm[0].threads, warm[-1].threads],
         "files": [warm[0].files, warm[-1].files],
+        "took_s_max": round(clients.counts.took_s_max, 1),
         "sent_late_s_max": round(clients.lag_s_max, 2),
         "wrong": wrong,
     }
