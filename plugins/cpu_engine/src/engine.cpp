@@ -137,7 +137,8 @@ void Engine::validate_sampling(const StepInput& input) const {
 
 void Engine::prepare() {
   tokens_.clear();
-  query_blocks_.clear();
+  attention_.blocks.clear();
+  last_attention_.blocks.clear();
   sampled_.clear();
   last_row_.clear();
   seen_.clear();
@@ -149,12 +150,14 @@ void Engine::prepare() {
     const RowInput& row = input_.rows[i];
     for (int t = 0; t < row.count; ++t) {
       if (t % kQueryBlock == 0) {
-        query_blocks_.push_back({std::ssize(tokens_), std::min(kQueryBlock, row.count - t)});
+        const std::ptrdiff_t first = std::ssize(tokens_);
+        attention_.blocks.push_back({first, std::min(kQueryBlock, row.count - t), first});
       }
       tokens_.push_back({id[t], row.start + t, slots});
     }
     if (row.sample) {
       sampled_.push_back(i);
+      last_attention_.blocks.push_back({std::ssize(tokens_) - 1, 1, std::ssize(last_row_)});
       last_row_.push_back(std::ssize(tokens_) - 1);
       const auto output = row.history > 0 ? static_cast<std::size_t>(row.choice.index) : 0;
       const std::span all(history, static_cast<std::size_t>(row.history));
@@ -167,21 +170,23 @@ void Engine::prepare() {
     history += row.history;
     forbidden += row.forbidden;
   }
-  divide_attention();
+  rows_ = std::ssize(tokens_);
+  divide_attention(attention_);
+  divide_attention(last_attention_);
   reserve_step();
 }
 
 // All KV heads of a block in one call read the pool in the order in which it lies in memory; where
 // there are too few blocks to go round, or a block has many queries, each head is a call of its
 // own.
-void Engine::divide_attention() {
+void Engine::divide_attention(AttentionWork& work) const {
   const int kv_heads = model_.shape().kv_heads;
-  const bool enough = std::ssize(query_blocks_) >= 4 * static_cast<std::ptrdiff_t>(threads());
-  attention_items_.clear();
-  for (std::size_t block = 0; block < query_blocks_.size(); ++block) {
-    const int together = enough ? std::max(kQueryBlock / query_blocks_[block].count, 1) : 1;
+  const bool enough = std::ssize(work.blocks) >= 4 * static_cast<std::ptrdiff_t>(threads());
+  work.items.clear();
+  for (std::size_t block = 0; block < work.blocks.size(); ++block) {
+    const int together = enough ? std::max(kQueryBlock / work.blocks[block].count, 1) : 1;
     for (int head = 0; head < kv_heads; head += together) {
-      attention_items_.push_back({block, head, std::min(together, kv_heads - head)});
+      work.items.push_back({block, head, std::min(together, kv_heads - head)});
     }
   }
 }

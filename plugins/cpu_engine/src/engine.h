@@ -58,9 +58,10 @@ class Engine {
   void finish() const { model_.require_complete(); }
 
   // For one rank of several: the shape is its share of the heads and of the MLP, so that what
-  // attention and MLP add to the hidden state is a partial sum. `reduce` is called twice a layer by
-  // one of the step's threads, on every rank equally often; what it throws comes out of collect(),
-  // and the rest of that step does not call it. An empty one: this rank is alone.
+  // attention and MLP add to the hidden state is a partial sum. `reduce` is called twice a layer
+  // (in the last one only if a row samples) by one of the step's threads, on every rank equally
+  // often; what it throws comes out of collect(), and the rest of that step does not call it. An
+  // empty one: this rank is alone.
   void set_reduce(Reduce reduce);
 
   // Starts the step and returns. Throws std::invalid_argument, with nothing touched, for a batch
@@ -89,16 +90,22 @@ class Engine {
     int position = 0;
     const std::int32_t* slots = nullptr;
   };
-  // Up to kQueryBlock neighbouring tokens of one row.
+  // Up to kQueryBlock neighbouring tokens of one row, and the row their results begin at.
   struct QueryBlock {
     std::ptrdiff_t first = 0;
     int count = 0;
+    std::ptrdiff_t to = 0;
   };
   // A query block and the KV heads that one call attends to.
   struct AttentionItem {
     std::size_t block = 0;
     int head = 0;
     int heads = 0;
+  };
+  // What the attention of a layer does.
+  struct AttentionWork {
+    std::vector<QueryBlock> blocks;
+    std::vector<AttentionItem> items;
   };
   // Rows of tokens that one expert computes, in the gathered buffers.
   struct ExpertRows {
@@ -114,15 +121,17 @@ class Engine {
   void validate(const StepInput& input) const;
   void validate_sampling(const StepInput& input) const;
   void prepare();
-  void divide_attention();
+  void divide_attention(AttentionWork& work) const;
   void reserve_step();
   std::size_t stages() const;
   void work(int thread) noexcept;
   void run_layer(Path& path, std::size_t index);
+  bool is_last(std::size_t layer) const { return layer + 1 == model_.layers().size(); }
+  void keep_sampled();
   void norm_rows(Path& path, const std::vector<float>& weight);
   void rotate_row(std::size_t layer, std::ptrdiff_t row);
   void attend(int thread, std::size_t layer, std::ptrdiff_t item);
-  KvPlace kv_place(std::size_t layer, const AttentionItem& item) const;
+  KvPlace kv_place(std::size_t layer, const QueryBlock& block, int head) const;
   void run_dense(Path& path, const Layer& layer);
   void add_to_hidden(Gemm& g);
   void add_over_ranks(Path& path);
@@ -158,8 +167,9 @@ class Engine {
 
   StepInput input_;
   std::vector<Token> tokens_;
-  std::vector<QueryBlock> query_blocks_;
-  std::vector<AttentionItem> attention_items_;
+  AttentionWork attention_;
+  AttentionWork last_attention_;  // of the last layer: who is not sampled needs its KV there only
+  std::ptrdiff_t rows_ = 0;       // of the hidden state: tokens, from there on sampled ones
   std::vector<std::size_t> sampled_;      // rows with `sample`
   std::vector<std::ptrdiff_t> last_row_;  // their last token
   std::vector<float*> logits_of_;         // per sampled row, null when nobody needs them

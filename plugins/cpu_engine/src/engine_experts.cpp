@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "engine.h"
 
@@ -13,7 +14,7 @@ void Engine::run_experts(Path& path, const Layer& layer) {
   const Shape& s = model_.shape();
   const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
   Gemm g;
-  g.rows = std::ssize(tokens_);
+  g.rows = rows_;
   g.x = normed_.as<void>();
   g.ld_x = ld;
   g.out = router_.as<float>();
@@ -85,7 +86,9 @@ void Engine::route_row(std::ptrdiff_t row) {
 void Engine::group_by_expert() {
   for (ExpertRows& rows : expert_rows_)
     rows = {};
-  for (const std::int32_t expert : expert_of_) {
+  const std::size_t chosen =
+      static_cast<std::size_t>(rows_) * static_cast<std::size_t>(model_.shape().experts_per_token);
+  for (const std::int32_t expert : std::span(expert_of_).first(chosen)) {
     ++expert_rows_[static_cast<std::size_t>(expert)].count;
   }
   std::ptrdiff_t first = 0;
@@ -94,7 +97,7 @@ void Engine::group_by_expert() {
     first += round_up(rows.count, kRowStep);
     rows.count = 0;
   }
-  for (std::size_t i = 0; i < expert_of_.size(); ++i) {
+  for (std::size_t i = 0; i < chosen; ++i) {
     ExpertRows& rows = expert_rows_[static_cast<std::size_t>(expert_of_[i])];
     expert_slot_[i] = rows.first + rows.count++;
   }

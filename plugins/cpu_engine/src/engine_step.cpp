@@ -49,7 +49,7 @@ void Engine::work(int thread) noexcept {
 void Engine::norm_rows(Path& path, const std::vector<float>& weight) {
   const Shape& s = model_.shape();
   const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
-  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) {
+  share(path, rows_, [&](std::ptrdiff_t row) {
     kernels_.norm(hidden_.as<float>() + row * ld, weight.data(), s.hidden, s.norm_eps,
                   activations(normed_, row, ld));
   });
@@ -59,10 +59,11 @@ void Engine::norm_rows(Path& path, const std::vector<float>& weight) {
 void Engine::run_layer(Path& path, std::size_t index) {
   const Shape& s = model_.shape();
   const Layer& layer = model_.layers()[index];
+  const AttentionWork& attention = is_last(index) ? last_attention_ : attention_;
   const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
   norm_rows(path, layer.attention_norm);
   Gemm g;
-  g.rows = std::ssize(tokens_);
+  g.rows = rows_;
   g.x = normed_.as<void>();
   g.ld_x = ld;
   g.epilogue = Epilogue::kStore;
@@ -73,9 +74,12 @@ void Engine::run_layer(Path& path, std::size_t index) {
   team_.sync();
   share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) { rotate_row(index, row); });
   team_.sync();
-  share(path, std::ssize(attention_items_),
+  if (attention.blocks.empty()) return;
+  if (is_last(index) && path.thread == 0) keep_sampled();
+  share(path, std::ssize(attention.items),
         [&](std::ptrdiff_t item) { attend(path.thread, index, item); });
   team_.sync();
+  g.rows = rows_;
   g.x = attended_.as<void>();
   g.ld_x = round_up(s.query_columns(), kDepthStep);
   g.bias = nullptr;
@@ -93,6 +97,18 @@ void Engine::run_layer(Path& path, std::size_t index) {
   add_over_ranks(path);
 }
 
+// From the last layer's attention on only rows that are sampled matter, so that the others of a
+// prompt are spared the rest. Attention does not touch the hidden state.
+void Engine::keep_sampled() {
+  const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
+  auto* hidden = hidden_.as<float>();
+  for (std::ptrdiff_t row = 0; row < std::ssize(last_row_); ++row) {
+    const std::ptrdiff_t from = last_row_[static_cast<std::size_t>(row)];  // row or a later one
+    if (from != row) std::copy_n(hidden + from * ld, ld, hidden + row * ld);
+  }
+  rows_ = std::ssize(last_row_);
+}
+
 // Where a half of a layer puts what it adds to the hidden state: there, or aside to be summed.
 void Engine::add_to_hidden(Gemm& g) {
   g.epilogue = reduce_ ? Epilogue::kStore : Epilogue::kAdd;
@@ -105,14 +121,14 @@ void Engine::add_over_ranks(Path& path) {
   const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
   if (path.thread == 0 && !apart_ && !tokens_.empty()) {
     try {
-      reduce_(partial_.as<float>(), std::ssize(tokens_) * ld);
+      reduce_(partial_.as<float>(), rows_ * ld);
     } catch (...) {
       apart_ = true;
       keep_failure(std::current_exception());
     }
   }
   team_.sync();
-  share(path, std::ssize(tokens_), [&](std::ptrdiff_t row) {
+  share(path, rows_, [&](std::ptrdiff_t row) {
     float* out = hidden_.as<float>() + row * ld;
     const float* more = partial_.as<float>() + row * ld;
     for (std::ptrdiff_t c = 0; c < ld; ++c)
@@ -141,41 +157,43 @@ void Engine::rotate_row(std::size_t layer, std::ptrdiff_t row) {
   kernels_.rope(rope);
 }
 
-KvPlace Engine::kv_place(std::size_t layer, const AttentionItem& item) const {
+KvPlace Engine::kv_place(std::size_t layer, const QueryBlock& block, int head) const {
   const Shape& s = model_.shape();
   const std::size_t half = s.block_elements() * element_bytes(dtype_);
-  const auto column = static_cast<std::size_t>(item.head) * static_cast<std::size_t>(s.head_dim);
+  const auto column = static_cast<std::size_t>(head) * static_cast<std::size_t>(s.head_dim);
   KvPlace place;
   place.pool = pool_ + layer * 2 * half + column * element_bytes(dtype_);
   place.block_bytes = block_bytes(s, dtype_);
   place.value_offset_bytes = half;
   place.token_bytes = half / static_cast<std::size_t>(s.block_tokens);
   place.block_tokens = s.block_tokens;
-  place.slots = tokens_[static_cast<std::size_t>(query_blocks_[item.block].first)].slots;
+  place.slots = tokens_[static_cast<std::size_t>(block.first)].slots;
   return place;
 }
 
 void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
   const Shape& s = model_.shape();
-  const AttentionItem& here = attention_items_[static_cast<std::size_t>(item)];
-  const QueryBlock& block = query_blocks_[here.block];
+  const AttentionWork& work = is_last(layer) ? last_attention_ : attention_;
+  const AttentionItem& here = work.items[static_cast<std::size_t>(item)];
+  const QueryBlock& block = work.blocks[here.block];
   const std::ptrdiff_t ld_out = round_up(s.query_columns(), kDepthStep);
   const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(here.head) * s.group() * s.head_dim;
   const std::size_t column_bytes = static_cast<std::size_t>(column) * kernels_.activation_bytes;
   Attention a;
   a.q = activations(query_, block.first, s.query_columns()) + column_bytes;
   a.ld_q = s.query_columns();
-  a.out = activations(attended_, block.first, ld_out) + column_bytes;
+  a.out = activations(attended_, block.to, ld_out) + column_bytes;
   a.ld_out = ld_out;
   a.queries = block.count;
   a.position = tokens_[static_cast<std::size_t>(block.first)].position;
   a.kv_heads = here.heads;
   a.group = s.group();
   a.head_dim = s.head_dim;
-  a.kv = kv_place(layer, here);
+  a.kv = kv_place(layer, block, here.head);
   KvPlace next;
-  if (item + 1 < std::ssize(attention_items_)) {
-    next = kv_place(layer, attention_items_[static_cast<std::size_t>(item + 1)]);
+  if (item + 1 < std::ssize(work.items)) {
+    const AttentionItem& after = work.items[static_cast<std::size_t>(item + 1)];
+    next = kv_place(layer, work.blocks[after.block], after.head);
     a.next = &next;
   }
   a.scratch = attention_scratch_[static_cast<std::size_t>(thread)].as<void>();
@@ -185,7 +203,7 @@ void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
 void Engine::run_dense(Path& path, const Layer& layer) {
   const Shape& s = model_.shape();
   Gemm g;
-  g.rows = std::ssize(tokens_);
+  g.rows = rows_;
   g.x = normed_.as<void>();
   g.ld_x = round_up(s.hidden, kDepthStep);
   g.epilogue = Epilogue::kSiluMul;
@@ -204,7 +222,7 @@ void Engine::run_head(Path& path) {
   const std::ptrdiff_t ld = round_up(s.hidden, kDepthStep);
   const std::ptrdiff_t sampled = std::ssize(sampled_);
   share(path, sampled, [&](std::ptrdiff_t index) {
-    const float* row = hidden_.as<float>() + last_row_[static_cast<std::size_t>(index)] * ld;
+    const float* row = hidden_.as<float>() + index * ld;
     kernels_.norm(row, model_.norm().data(), s.hidden, s.norm_eps,
                   activations(head_input_, index, ld));
   });
