@@ -15,6 +15,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import Any, ClassVar, Protocol
@@ -115,7 +116,8 @@ class RequestOutput:
     def put(self, response: Response) -> None:
         """From the dispatcher's thread."""
         self._queue.append(response)
-        self._loop.call_soon_threadsafe(self._event.set)
+        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._event.set)
 
     def __aiter__(self) -> RequestOutput:
         return self
