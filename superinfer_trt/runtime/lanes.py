@@ -7,17 +7,14 @@ Knows no phase changes but those it is told. Not thread-safe.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 
 from superinfer_trt.core.phase import Phase
 from superinfer_trt.core.units import Nanos, RequestId
 from superinfer_trt.core.view import Lane, Order, OrderKey
+from superinfer_trt.runtime.heap import LazyHeap
 from superinfer_trt.runtime.queue import OrderedQueue
 from superinfer_trt.runtime.sequence import Sequence
-
-MOMENTS_SPARE = 64
-"""Moments of requests that have left that may be held beside as many as are inside."""
 
 
 class Lanes:
@@ -29,7 +26,7 @@ class Lanes:
         self._lanes: dict[str, Lane] = {}
         self._members: dict[str, int] = {}
         self._inside: dict[RequestId, tuple[Sequence, OrderedQueue, int]] = {}  # who, where, which entry
-        self._moments: list[tuple[Nanos, int, RequestId]] = []  # (late from, entry, who), lazily cleaned
+        self._moments = LazyHeap[tuple[Nanos, int, RequestId]](self._is_inside)  # (late from, entry, who)
         self._entries = 0
 
     @classmethod
@@ -52,12 +49,7 @@ class Lanes:
         self._entries += 1
         self._put(sequence, late=False, entry=self._entries)
         moment = self._late_from[sequence.phase](sequence)
-        heapq.heappush(self._moments, (moment, self._entries, sequence.id))
-        if len(self._moments) > 2 * len(self._inside) + MOMENTS_SPARE:
-            # Who left is dropped when its moment comes, and that may be a day away.
-            inside = self._inside
-            self._moments = [one for one in self._moments if one[2] in inside and inside[one[2]][2] == one[1]]
-            heapq.heapify(self._moments)
+        self._moments.push((moment, self._entries, sequence.id), len(self._inside))
 
     def remove(self, sequence: Sequence) -> None:
         """It does not any more."""
@@ -70,14 +62,17 @@ class Lanes:
     def at(self, now: Nanos) -> Mapping[str, Lane]:
         """The lanes as they are at `now`."""
         moments = self._moments
-        while moments and moments[0][0] <= now:
-            _, entry, id = heapq.heappop(moments)
-            found = self._inside.get(id)
-            if found is not None and found[2] == entry:
-                sequence, queue, _ = found
-                queue.remove(sequence)
-                self._put(sequence, late=True, entry=entry)
+        while (due := moments.first()) is not None and due[0] <= now:
+            moments.pop()
+            sequence, queue, entry = self._inside[due[2]]
+            queue.remove(sequence)
+            self._put(sequence, late=True, entry=entry)
         return self._lanes
+
+    def _is_inside(self, moment: tuple[Nanos, int, RequestId]) -> bool:
+        _, entry, id = moment
+        found = self._inside.get(id)
+        return found is not None and found[2] == entry
 
     def _put(self, sequence: Sequence, *, late: bool, entry: int) -> None:
         lane = self._lanes[sequence.tenant]

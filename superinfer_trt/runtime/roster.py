@@ -5,7 +5,6 @@ Knows no slot, no engine and no policy; its queues take the policy's static orde
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 
 from superinfer_trt.core.errors import InvariantViolation
@@ -18,6 +17,7 @@ from superinfer_trt.core.request import FinishReason, Request
 from superinfer_trt.core.step import CopyKind, Landing, Row
 from superinfer_trt.core.units import Nanos, RequestId
 from superinfer_trt.core.view import Limits, Order, View
+from superinfer_trt.runtime.heap import LazyHeap
 from superinfer_trt.runtime.lanes import Lanes
 from superinfer_trt.runtime.queue import OrderedQueue
 from superinfer_trt.runtime.sequence import Sequence
@@ -28,9 +28,6 @@ UNFITTED = StepForecast()
 
 COPIES_FAILED_MAX = 8
 """Failed rotations after which a request ends as failed instead of trying for ever."""
-
-HEAP_SPARE = 64
-"""Entries of requests that have ended that a heap may hold beside as many as live."""
 
 
 class Roster:
@@ -47,8 +44,8 @@ class Roster:
         self._waiting_blocks = 0
         self._rotary_blocks = 0
         self._promised_blocks = 0
-        self._promised_heap: list[tuple[int, RequestId]] = []  # (-max_blocks, id), lazily cleaned
         self._promised: set[RequestId] = set()
+        self._promised_heap = LazyHeap[tuple[int, RequestId]](lambda entry: entry[1] in self._promised)
 
     # -- what the view is made of ------------------------------------------------------------------
 
@@ -85,10 +82,8 @@ class Roster:
         )
 
     def _largest_promise(self) -> int:
-        heap = self._promised_heap
-        while heap and heap[0][1] not in self._promised:
-            heapq.heappop(heap)
-        return -heap[0][0] if heap else 0
+        largest = self._promised_heap.first()  # (-max_blocks, id)
+        return -largest[0] if largest else 0
 
     # -- classes -----------------------------------------------------------------------------------
 
@@ -123,11 +118,7 @@ class Roster:
     def _promise(self, sequence: Sequence) -> None:
         self._promised.add(sequence.id)
         self._promised_blocks += sequence.max_blocks
-        heapq.heappush(self._promised_heap, (-sequence.max_blocks, sequence.id))
-        if len(self._promised_heap) > 2 * len(self._promised) + HEAP_SPARE:
-            # Who ended is dropped at the top of the heap, where a large one that lives on keeps it from.
-            self._promised_heap = list({entry for entry in self._promised_heap if entry[1] in self._promised})
-            heapq.heapify(self._promised_heap)
+        self._promised_heap.push((-sequence.max_blocks, sequence.id), len(self._promised))
 
     def _forgive(self, sequence: Sequence) -> None:
         if sequence.id in self._promised:

@@ -12,7 +12,8 @@ from superinfer_trt.core.request import Request, Sampling
 from superinfer_trt.core.slo import Slo
 from superinfer_trt.core.units import MILLISECOND, SECOND, RequestId
 from superinfer_trt.core.view import Lane, Order, lanes_of
-from superinfer_trt.runtime.lanes import MOMENTS_SPARE, Lanes
+from superinfer_trt.runtime.heap import HEAP_SPARE
+from superinfer_trt.runtime.lanes import Lanes
 from superinfer_trt.runtime.sequence import Sequence
 from superinfer_trt.sched.registry import make_policy
 from unit.core.test_view import view as empty_view
@@ -88,7 +89,7 @@ def test_moments_far_away_are_not_kept_for_those_who_left() -> None:
         lanes.add(sequence)
         if id:  # the first stays
             lanes.remove(sequence)
-    assert len(lanes._moments) <= 2 + MOMENTS_SPARE
+    assert len(lanes._moments) <= 2 + HEAP_SPARE
     (lane,) = lanes.at(0).values()
     assert ids(lane) == [[0], [], [], []]
     assert ids(next(iter(lanes.at(86_400 * SECOND).values()))) == [[], [0], [], []]

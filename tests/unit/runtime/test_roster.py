@@ -8,7 +8,8 @@ from superinfer_trt.core.request import FinishReason, Request, Sampling
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.core.view import Limits
 from superinfer_trt.kv.ledger import KvLedger
-from superinfer_trt.runtime.roster import HEAP_SPARE, Roster
+from superinfer_trt.runtime.heap import HEAP_SPARE
+from superinfer_trt.runtime.roster import Roster
 from superinfer_trt.sched.registry import make_policy
 
 LIMITS = Limits(step_tokens=64, seats=8, block_tokens=4, device_blocks=100, host_blocks=100)
