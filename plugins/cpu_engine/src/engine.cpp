@@ -140,7 +140,6 @@ void Engine::prepare() {
   attention_.blocks.clear();
   last_attention_.blocks.clear();
   sampled_.clear();
-  last_row_.clear();
   seen_.clear();
   const std::int32_t* id = input_.tokens.data();
   const std::int32_t* slots = input_.slots.data();
@@ -156,9 +155,8 @@ void Engine::prepare() {
       tokens_.push_back({id[t], row.start + t, slots});
     }
     if (row.sample) {
+      last_attention_.blocks.push_back({std::ssize(tokens_) - 1, 1, std::ssize(sampled_)});
       sampled_.push_back(i);
-      last_attention_.blocks.push_back({std::ssize(tokens_) - 1, 1, std::ssize(last_row_)});
-      last_row_.push_back(std::ssize(tokens_) - 1);
       const auto output = row.history > 0 ? static_cast<std::size_t>(row.choice.index) : 0;
       const std::span all(history, static_cast<std::size_t>(row.history));
       seen_.push_back({all.first(all.size() - output),

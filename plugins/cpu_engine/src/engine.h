@@ -130,7 +130,7 @@ class Engine {
   void keep_sampled();
   void norm_rows(Path& path, const std::vector<float>& weight);
   void rotate_row(std::size_t layer, std::ptrdiff_t row);
-  void attend(int thread, std::size_t layer, std::ptrdiff_t item);
+  void attend(int thread, std::size_t layer, const AttentionWork& work, std::ptrdiff_t item);
   KvPlace kv_place(std::size_t layer, const QueryBlock& block, int head) const;
   void run_dense(Path& path, const Layer& layer);
   void add_to_hidden(Gemm& g);
@@ -168,12 +168,11 @@ class Engine {
   StepInput input_;
   std::vector<Token> tokens_;
   AttentionWork attention_;
-  AttentionWork last_attention_;  // of the last layer: who is not sampled needs its KV there only
-  std::ptrdiff_t rows_ = 0;       // of the hidden state: tokens, from there on sampled ones
-  std::vector<std::size_t> sampled_;      // rows with `sample`
-  std::vector<std::ptrdiff_t> last_row_;  // their last token
-  std::vector<float*> logits_of_;         // per sampled row, null when nobody needs them
-  std::vector<Seen> seen_;                // per sampled row
+  AttentionWork last_attention_;      // of the last layer: the last token of each row that samples
+  std::ptrdiff_t rows_ = 0;           // of the hidden state: tokens, from there on sampled ones
+  std::vector<std::size_t> sampled_;  // rows with `sample`
+  std::vector<float*> logits_of_;     // per sampled row, null when nobody needs them
+  std::vector<Seen> seen_;            // per sampled row
   std::vector<Drawn> drawn_;
 
   Buffer hidden_;      // fp32 [tokens][hidden]

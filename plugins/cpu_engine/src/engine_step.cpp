@@ -77,7 +77,7 @@ void Engine::run_layer(Path& path, std::size_t index) {
   if (attention.blocks.empty()) return;
   if (is_last(index) && path.thread == 0) keep_sampled();
   share(path, std::ssize(attention.items),
-        [&](std::ptrdiff_t item) { attend(path.thread, index, item); });
+        [&](std::ptrdiff_t item) { attend(path.thread, index, attention, item); });
   team_.sync();
   g.rows = rows_;
   g.x = attended_.as<void>();
@@ -102,11 +102,12 @@ void Engine::run_layer(Path& path, std::size_t index) {
 void Engine::keep_sampled() {
   const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
   auto* hidden = hidden_.as<float>();
-  for (std::ptrdiff_t row = 0; row < std::ssize(last_row_); ++row) {
-    const std::ptrdiff_t from = last_row_[static_cast<std::size_t>(row)];  // row or a later one
-    if (from != row) std::copy_n(hidden + from * ld, ld, hidden + row * ld);
+  for (const QueryBlock& block : last_attention_.blocks) {  // none moves to a later row
+    if (block.first != block.to) {
+      std::copy_n(hidden + block.first * ld, ld, hidden + block.to * ld);
+    }
   }
-  rows_ = std::ssize(last_row_);
+  rows_ = std::ssize(sampled_);
 }
 
 // Where a half of a layer puts what it adds to the hidden state: there, or aside to be summed.
@@ -119,7 +120,7 @@ void Engine::add_to_hidden(Gemm& g) {
 void Engine::add_over_ranks(Path& path) {
   if (!reduce_) return;
   const std::ptrdiff_t ld = round_up(model_.shape().hidden, kDepthStep);
-  if (path.thread == 0 && !apart_ && !tokens_.empty()) {
+  if (path.thread == 0 && !apart_) {
     try {
       reduce_(partial_.as<float>(), rows_ * ld);
     } catch (...) {
@@ -171,9 +172,8 @@ KvPlace Engine::kv_place(std::size_t layer, const QueryBlock& block, int head) c
   return place;
 }
 
-void Engine::attend(int thread, std::size_t layer, std::ptrdiff_t item) {
+void Engine::attend(int thread, std::size_t layer, const AttentionWork& work, std::ptrdiff_t item) {
   const Shape& s = model_.shape();
-  const AttentionWork& work = is_last(layer) ? last_attention_ : attention_;
   const AttentionItem& here = work.items[static_cast<std::size_t>(item)];
   const QueryBlock& block = work.blocks[here.block];
   const std::ptrdiff_t ld_out = round_up(s.query_columns(), kDepthStep);
