@@ -39,7 +39,7 @@ def served(weights: Any, batch: int, options: argparse.Namespace) -> dict[str, f
     assert ran.output_tokens == batch * options.tokens
     busy = ran.totals.plan_ns + ran.totals.apply_ns
     return {
-        "decode": ran.decode_tokens_per_s(),
+        "decode": ran.decode()[0],
         "end_to_end": ran.tokens_per_s,
         "plan_and_apply_share": busy / 1e9 / ran.wall_s,
     }

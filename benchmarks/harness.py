@@ -25,7 +25,7 @@ from superinfer_trt.kv.ledger import KvLedger
 from superinfer_trt.runtime.clock import SystemClock
 from superinfer_trt.runtime.doors import BoundedInbox
 from superinfer_trt.runtime.executor import Executor, Parts
-from superinfer_trt.sched.registry import make_policy
+from superinfer_trt.sched.registry import AnyPolicy, make_policy
 from superinfer_trt.transfer.native import DuplexLink
 from superinfer_trt.transfer.pools import allocate_pool
 
@@ -65,13 +65,14 @@ class Ran:
     def tokens_per_s(self) -> float:
         return self.output_tokens / self.wall_s
 
-    def decode_tokens_per_s(self) -> float:
-        """Tokens after each request's first, over the time in which all decode: from the last first
-        token to the first last one."""
+    def decode(self) -> tuple[float, float]:
+        """(tokens/s, rows of a step on average) while all decode: from the last first token to the first
+        last one."""
         start = max(times[0] for times in self.times.values())
         end = min(times[-1] for times in self.times.values())
-        made = sum(1 for times in self.times.values() for at in times if start < at <= end)
-        return made / ((end - start) / 1e9)
+        assert start < end, "somebody ended before the last had begun: give them more tokens"
+        made = [at for times in self.times.values() for at in times if start < at <= end]
+        return len(made) / ((end - start) / 1e9), len(made) / len(set(made))
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,12 @@ def run(
     weights: Weights,
     setting: Setting,
     requests: Sequence[Request],
-    policy: Recorded | Replayed | None = None,
+    policy: AnyPolicy | Recorded | Replayed | None = None,
 ) -> Ran:
     """Runs the requests, all there from the start, through the whole executor; under `policy` instead of
     the setting's if there is one. The pools' pages exist before the clock starts: to touch one for the first
     time takes longer than a copy into it, and a server does that once."""
-    policy = policy or Recorded(setting)
+    policy = policy or make_policy(setting.policy, **setting.parameters)
     limits = Limits(
         setting.step_tokens,
         setting.seats,

@@ -15,20 +15,11 @@ from dataclasses import replace
 from random import Random
 from statistics import median
 
-from harness import Ran, Recorded, Replayed, Setting, report, run
+from harness import Recorded, Replayed, Setting, report, run
 
 from superinfer_trt.core.request import Request, Sampling
 from superinfer_trt.core.units import RequestId
 from superinfer_trt.model.open import open_model
-
-
-def steady(ran: Ran) -> tuple[float, float]:
-    """(tokens/s, rows of a step on average) while all are under way."""
-    start = max(times[0] for times in ran.times.values())
-    end = min(times[-1] for times in ran.times.values())
-    assert start < end, "somebody ended before the last had begun: give them more tokens"
-    made = [at for times in ran.times.values() for at in times if start < at <= end]
-    return len(made) / ((end - start) / 1e9), len(made) / len(set(made))
 
 
 def main() -> None:
@@ -73,8 +64,8 @@ def main() -> None:
         resting = run(weights, wide, requests, Replayed(recorded))
         assert resting.tokens == rotating.tokens, "rotation has changed a token"
         assert resting.totals.batches == rotating.totals.batches
-        rotated, batch = steady(rotating)
-        unrotated, same_batch = steady(resting)
+        rotated, batch = rotating.decode()
+        unrotated, same_batch = resting.decode()
         assert same_batch == batch
         unrotated_rates.append(unrotated)
         rotated_rates.append(rotated)
