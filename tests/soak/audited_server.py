@@ -27,7 +27,7 @@ from superinfer_trt.serve.streams import StreamOutbox
 
 BROKEN = 70  # the exit code
 LEDGER_EVERY_TURNS = 16
-AGE_MAX_S = 600.0
+AGE_MAX_S = 300.0
 """Nobody is live for longer: behind a full house of late ones a request of a soak takes minutes at most."""
 
 

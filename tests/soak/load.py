@@ -25,7 +25,7 @@ KINDS = {"whole": 80, "slow": 5, "abort": 5, "leave": 5, "invalid": 5}
 
 LEAVERS = "leavers"
 TENANTS = ("red", "green", "blue")
-PATIENCE_S = 480.0
+PATIENCE_S = 240.0
 """Without an end for so long: stuck. The longest that was needed is among the figures."""
 LIVE_MAX = 2_000
 """Open calls of the open loop, several times what the server takes: clients and server share two cores, and a
@@ -48,7 +48,7 @@ class Job:
 @dataclass
 class Counts:
     """What the clients know. `ended`: by (tenant, finish reason); `tokens` by tenant; `unsent`: due while
-    LIVE_MAX were open; `took_s_max`: from sending to the end, of those that were accepted."""
+    LIVE_MAX were open; `took_s_max`: from sending to the end, of those that got a token."""
 
     sent: int = 0
     accepted: Counter[str] = field(default_factory=Counter)
